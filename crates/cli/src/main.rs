@@ -1,0 +1,3 @@
+//! The soci command line.
+
+fn main() {}

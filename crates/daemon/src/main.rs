@@ -1,0 +1,3 @@
+//! The snapshotter daemon: configuration, wiring, live layers, gRPC, metrics, shutdown.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The read-only layer file system and its FUSE session.

@@ -1,0 +1,1 @@
+//! SOCI indexes v1 and v2: discover, resolve, decode, build, convert, push.

@@ -1,0 +1,1 @@
+//! The Kubernetes secrets keychain: kubeconfig, list, watch, matching.

@@ -1,0 +1,1 @@
+//! Local content: the soci store, containerd's content, image and lease services.

@@ -1,0 +1,1 @@
+//! Test helpers: layer generator, registry and token server, fault scripts, models.

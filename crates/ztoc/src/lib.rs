@@ -1,0 +1,1 @@
+//! Decode, validate, build and encode zTOCs; map offsets to spans; resume deflate at a checkpoint.

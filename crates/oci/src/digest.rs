@@ -191,7 +191,8 @@ mod tests {
 
     #[test]
     fn only_canonical_text_is_a_digest() {
-        for text in ["", "sha256", "sha256:", "sha256:00", ":00", &EMPTY.to_uppercase(), &format!("{EMPTY}0")] {
+        for text in ["", "sha256", "sha256:", "sha256:00", ":00", &EMPTY.to_uppercase(), &format!("{EMPTY}0")]
+        {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
         assert_eq!("md5:00".parse::<Digest>(), Err(DigestError::Algorithm("md5".into())));

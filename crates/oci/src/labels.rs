@@ -123,9 +123,14 @@ mod tests {
 
     fn labels() -> HashMap<String, String> {
         let digest = Digest::of(b"").to_string();
-        [(TARGET, "chain"), (IMAGE_REF, "reg.example/a:1"), (MANIFEST_DIGEST, &digest), (LAYER_DIGEST, &digest)]
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .into()
+        [
+            (TARGET, "chain"),
+            (IMAGE_REF, "reg.example/a:1"),
+            (MANIFEST_DIGEST, &digest),
+            (LAYER_DIGEST, &digest),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
     }
 
     #[test]
@@ -141,7 +146,10 @@ mod tests {
         labels.insert(INDEX_DIGEST.into(), String::new());
         assert_eq!(SnapshotLabels::parse(&labels).unwrap().unwrap().explicit_index, None);
         labels.insert(INDEX_DIGEST.into(), "nonsense".into());
-        assert!(matches!(SnapshotLabels::parse(&labels).unwrap(), Err(LabelError::Digest { label: INDEX_DIGEST, .. })));
+        assert!(matches!(
+            SnapshotLabels::parse(&labels).unwrap(),
+            Err(LabelError::Digest { label: INDEX_DIGEST, .. })
+        ));
     }
 
     #[test]

@@ -54,9 +54,12 @@ pub enum LayerCompression {
 /// Source: `docs/ztoc-format.md`, "Which layers".
 pub fn layer_compression(media_type: &str) -> Option<LayerCompression> {
     use LayerCompression::{Gzip, Uncompressed, Unknown, Unsupported};
-    let oci = ["application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar"];
-    let docker =
-        ["application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar"];
+    let oci =
+        ["application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar"];
+    let docker = [
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    ];
     for (position, base) in oci.iter().enumerate() {
         if let Some(suffix) = media_type.strip_prefix(base) {
             return Some(match suffix {

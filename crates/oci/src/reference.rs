@@ -161,7 +161,9 @@ fn is_registry(text: &str) -> bool {
         return false;
     }
     if let Some(address) = host.strip_prefix('[') {
-        return address.strip_suffix(']').is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok());
+        return address
+            .strip_suffix(']')
+            .is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok());
     }
     !host.is_empty()
         && host.len() <= 253
@@ -285,7 +287,9 @@ mod tests {
 
     #[test]
     fn short_names_are_docker_hubs() {
-        for text in ["nginx", "nginx:latest", "docker.io/nginx", "index.docker.io/library/nginx", "library/nginx"] {
+        for text in
+            ["nginx", "nginx:latest", "docker.io/nginx", "index.docker.io/library/nginx", "library/nginx"]
+        {
             assert_eq!(parse(text).to_string(), "docker.io/library/nginx:latest", "{text}");
         }
         assert_eq!(parse("team/app:1").to_string(), "docker.io/team/app:1");
@@ -317,9 +321,19 @@ mod tests {
     #[test]
     fn malformed_references_are_errors() {
         let hex = "a".repeat(64);
-        for text in
-            ["", "a b", "reg.example/", "reg.example/A", "a:", "a:t@sha256:0", "a//b", "a/-b", "-.x/a", "x.y:99999/a", &hex]
-        {
+        for text in [
+            "",
+            "a b",
+            "reg.example/",
+            "reg.example/A",
+            "a:",
+            "a:t@sha256:0",
+            "a//b",
+            "a/-b",
+            "-.x/a",
+            "x.y:99999/a",
+            &hex,
+        ] {
             assert!(text.parse::<ImageRef>().is_err(), "{text}");
         }
     }

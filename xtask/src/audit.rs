@@ -1,0 +1,13 @@
+//! Licences, bans and sources of what we depend on, by `cargo deny` and deny.toml.
+
+use anyhow::{Result, bail};
+
+use crate::run::{cargo, program, succeed};
+
+/// Runs the verb.
+pub(crate) fn audit() -> Result<()> {
+    if program("cargo-deny").is_none() {
+        bail!("cargo-deny is missing: install it by `cargo install --locked cargo-deny` (some minutes)");
+    }
+    succeed(&mut cargo(&["deny", "check", "licenses", "bans", "sources"]))
+}

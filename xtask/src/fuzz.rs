@@ -1,0 +1,109 @@
+//! Runs the fuzz targets of `fuzz/` with the stable toolchain.
+//!
+//! libFuzzer needs coverage counters and nothing else of a nightly compiler, so the flags are given here and no tool is
+//! installed. Crashes land in `fuzz/artifacts/<target>`; a finding becomes a named test and a file of the corpus.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::run::{cargo, heading, root, succeed};
+
+const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 -Cdebug-assertions -Coverflow-checks";
+
+/// No input that a parser accepts is larger than this; longer ones only slow the search.
+const MAX_LEN: u32 = 64 * 1024;
+
+/// A target that needs more than this has unbounded memory: that is a finding.
+const RSS_LIMIT_MB: u32 = 1024;
+
+/// Runs the verb.
+pub(crate) fn fuzz(arguments: &[String]) -> Result<()> {
+    let (minutes, wanted) = parse(arguments)?;
+    let directory = root().join("fuzz");
+    let known = targets(&directory)?;
+    for name in &wanted {
+        if !known.contains(name) {
+            bail!("no fuzz target {name:?}; there are: {}", known.join(", "));
+        }
+    }
+    let chosen = if wanted.is_empty() { known } else { wanted };
+    let host = host()?;
+    let target = directory.join("target");
+    heading("build: fuzz targets");
+    let manifest = directory.join("Cargo.toml");
+    let mut build = cargo(&["build", "--release", "--target", &host, "--manifest-path"]);
+    build.arg(&manifest).env("RUSTFLAGS", FLAGS).env("CARGO_TARGET_DIR", &target);
+    succeed(&mut build)?;
+    let mut failed = Vec::new();
+    for name in &chosen {
+        heading(&format!("fuzz: {name}, {minutes} min"));
+        let artifacts = directory.join("artifacts").join(name);
+        let scratch = target.join("corpus").join(name);
+        let corpus = directory.join("corpus").join(name);
+        for path in [&artifacts, &scratch, &corpus] {
+            std::fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))?;
+        }
+        let mut run = Command::new(target.join(&host).join("release").join(name));
+        run.arg(format!("-max_total_time={}", minutes * 60))
+            .arg(format!("-max_len={MAX_LEN}"))
+            .arg(format!("-rss_limit_mb={RSS_LIMIT_MB}"))
+            .args(["-timeout=20", "-print_final_stats=1", "-verbosity=1"])
+            .arg(format!("-artifact_prefix={}/", artifacts.display()))
+            // New inputs go to the first directory; the committed corpus is only read.
+            .args([&scratch, &corpus]);
+        if let Err(error) = succeed(&mut run) {
+            eprintln!("{error:#}");
+            failed.push(name.as_str());
+        }
+    }
+    if !failed.is_empty() {
+        bail!("findings in: {}; inputs are in fuzz/artifacts", failed.join(", "));
+    }
+    println!("{} targets, {minutes} min each, no findings", chosen.len());
+    Ok(())
+}
+
+fn parse(arguments: &[String]) -> Result<(u64, Vec<String>)> {
+    let mut minutes = 1;
+    let mut wanted = Vec::new();
+    let mut rest = arguments.iter();
+    while let Some(word) = rest.next() {
+        if word == "--minutes" {
+            let value = rest.next().context("--minutes wants a number")?;
+            minutes = value.parse().with_context(|| format!("--minutes {value:?} is not a whole number"))?;
+        } else if word.starts_with('-') {
+            bail!("usage: cargo xtask fuzz [--minutes N] [TARGET...]");
+        } else {
+            wanted.push(word.clone());
+        }
+    }
+    Ok((minutes, wanted))
+}
+
+fn targets(directory: &Path) -> Result<Vec<String>> {
+    let list = directory.join("fuzz_targets");
+    let entries = list.read_dir().with_context(|| format!("list {}", list.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs")
+            && let Some(stem) = path.file_stem()
+        {
+            names.push(stem.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// With the target named, cargo does not apply the flags to build scripts.
+fn host() -> Result<String> {
+    let output = Command::new("rustc").arg("-vV").output().context("start rustc")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix("host: "));
+    line.map(str::to_owned).context("rustc -vV names no host")
+}

@@ -119,7 +119,7 @@ impl FromStr for Platform {
             !part.is_empty()
                 && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
         };
-        if !parts.iter().all(|part| valid(part)) {
+        if !parts.iter().all(valid) {
             return Err(error());
         }
         let host = Self::host();

@@ -249,7 +249,10 @@ impl Script {
 
     pub(crate) fn log(&self) -> Vec<Seen> {
         let entries = self.log.lock();
-        entries.iter().map(|entry| Seen { bytes: entry.bytes.load(Ordering::Relaxed), ..entry.seen.clone() }).collect()
+        entries
+            .iter()
+            .map(|entry| Seen { bytes: entry.bytes.load(Ordering::Relaxed), ..entry.seen.clone() })
+            .collect()
     }
 
     pub(crate) fn clear_log(&self) {
@@ -265,6 +268,9 @@ impl fmt::Debug for Matcher {
 
 impl fmt::Debug for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fault").field("action", &self.action).field("times", &self.times).finish_non_exhaustive()
+        f.debug_struct("Fault")
+            .field("action", &self.action)
+            .field("times", &self.times)
+            .finish_non_exhaustive()
     }
 }

@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -59,12 +60,14 @@ impl TestCa {
     /// # Errors
     /// When a name is not one that a certificate can carry.
     pub fn issue(&self, names: &[String]) -> io::Result<Identity> {
-        let names: Vec<String> = LOOPBACK.iter().map(|&name| name.to_owned()).chain(names.iter().cloned()).collect();
+        let names: Vec<String> =
+            LOOPBACK.iter().map(|&name| name.to_owned()).chain(names.iter().cloned()).collect();
         let mut params = CertificateParams::new(names).map_err(io::Error::other)?;
         params.distinguished_name.push(DnType::CommonName, "testkit");
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(io::Error::other)?;
         Ok(Identity {
@@ -80,7 +83,11 @@ impl TestCa {
     ///
     /// # Errors
     /// When the identity does not fit.
-    pub fn server_config(&self, identity: &Identity, clients: ClientCertificates) -> io::Result<rustls::ServerConfig> {
+    pub fn server_config(
+        &self,
+        identity: &Identity,
+        clients: ClientCertificates,
+    ) -> io::Result<rustls::ServerConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()

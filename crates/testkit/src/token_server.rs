@@ -94,7 +94,8 @@ fn get(shared: &Arc<Shared>, options: &TokenOptions, request: &RequestInfo) -> A
             _ => return refused(Some(user)),
         },
     };
-    let query: Vec<(String, String)> = form_urlencoded::parse(request.query.as_bytes()).into_owned().collect();
+    let query: Vec<(String, String)> =
+        form_urlencoded::parse(request.query.as_bytes()).into_owned().collect();
     let scopes: Vec<Scope> =
         query.iter().filter(|(key, _)| key == "scope").filter_map(|(_, value)| Scope::parse(value)).collect();
     let offline = query.iter().any(|(key, value)| key == "offline_token" && value == "true");
@@ -114,7 +115,8 @@ fn get(shared: &Arc<Shared>, options: &TokenOptions, request: &RequestInfo) -> A
 
 fn post(shared: &Arc<Shared>, options: &TokenOptions, body: &Bytes) -> Answer {
     let form: Vec<(String, String)> = form_urlencoded::parse(body).into_owned().collect();
-    let field = |name: &str| form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).unwrap_or("");
+    let field =
+        |name: &str| form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).unwrap_or("");
     if field("client_id").is_empty() {
         return Answer::error(400, "UNSUPPORTED", "client_id is required");
     }

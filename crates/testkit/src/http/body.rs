@@ -130,7 +130,9 @@ impl State {
         use futures::StreamExt;
         let sent = self.at - self.start;
         let allowed = match self.treatment.breaks {
-            Some(Break::Close(limit) | Break::Reset(limit) | Break::Stall(limit)) => limit.saturating_sub(sent),
+            Some(Break::Close(limit) | Break::Reset(limit) | Break::Stall(limit)) => {
+                limit.saturating_sub(sent)
+            }
             None => u64::MAX,
         };
         if allowed == 0 {

@@ -38,7 +38,9 @@ pub(crate) enum Verdict {
 impl Verdict {
     pub(crate) fn user(&self) -> Option<&str> {
         match self {
-            Self::Valid(user) | Self::Expired(user) | Self::Wrong(user) | Self::Insufficient(user) => user.as_deref(),
+            Self::Valid(user) | Self::Expired(user) | Self::Wrong(user) | Self::Insufficient(user) => {
+                user.as_deref()
+            }
         }
     }
 }
@@ -177,9 +179,10 @@ fn may(inner: &Inner, user: Option<&str>, repository: &str, action: &str) -> boo
     match user.map(|user| inner.users.get(user)) {
         None => inner.anonymous_pull && action == "pull",
         Some(None) => false,
-        Some(Some(user)) => user.rights.as_ref().is_none_or(|rights| {
-            rights.get(repository).is_some_and(|actions| actions.contains(action))
-        }),
+        Some(Some(user)) => user
+            .rights
+            .as_ref()
+            .is_none_or(|rights| rights.get(repository).is_some_and(|actions| actions.contains(action))),
     }
 }
 

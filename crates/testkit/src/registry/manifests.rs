@@ -31,7 +31,9 @@ pub(crate) fn answer(
                 answer.piece = Piece::all(manifest.content);
                 answer
             }
-            None if shared.store.knows(repository) => Answer::error(404, "MANIFEST_UNKNOWN", "manifest unknown"),
+            None if shared.store.knows(repository) => {
+                Answer::error(404, "MANIFEST_UNKNOWN", "manifest unknown")
+            }
             None => Answer::error(404, "NAME_UNKNOWN", "repository name not known to registry"),
         },
         Method::PUT => put(shared, info, repository, reference, body),
@@ -59,7 +61,11 @@ fn put(shared: &Arc<Shared>, info: &RequestInfo, repository: &str, reference: &s
     for descriptor in blobs {
         let digest = descriptor.get("digest").and_then(Value::as_str).unwrap_or("");
         if shared.store.blob(repository, digest).is_none() {
-            return Answer::error(404, "MANIFEST_BLOB_UNKNOWN", &format!("blob unknown to registry: {digest}"));
+            return Answer::error(
+                404,
+                "MANIFEST_BLOB_UNKNOWN",
+                &format!("blob unknown to registry: {digest}"),
+            );
         }
     }
     let digest = shared.store.put_manifest(repository, reference, media_type, body);
@@ -82,9 +88,8 @@ fn subject(json: &Value) -> Option<&str> {
 
 pub(crate) fn tags(shared: &Arc<Shared>, info: &RequestInfo, repository: &str) -> Answer {
     match shared.store.tags(repository) {
-        Some(tags) if info.method == Method::GET => {
-            Answer::new(200).bytes("application/json", json!({ "name": repository, "tags": tags }).to_string())
-        }
+        Some(tags) if info.method == Method::GET => Answer::new(200)
+            .bytes("application/json", json!({ "name": repository, "tags": tags }).to_string()),
         Some(_) => Answer::error(405, "UNSUPPORTED", "no such method"),
         None => Answer::error(404, "NAME_UNKNOWN", "repository name not known to registry"),
     }

@@ -71,6 +71,7 @@ fn signed_later(shared: &Arc<Shared>, signature: Option<&str>, after: Instant) -
 }
 
 fn xml(status: u16, code: &str, message: &str) -> Answer {
-    let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>");
+    let body =
+        format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>");
     Answer::new(status).bytes("application/xml; charset=utf-8", body)
 }

@@ -136,7 +136,13 @@ impl Store {
         self.inner.lock().repositories.contains_key(repository)
     }
 
-    pub(crate) fn put_manifest(&self, repository: &str, reference: &str, media_type: &str, bytes: Bytes) -> String {
+    pub(crate) fn put_manifest(
+        &self,
+        repository: &str,
+        reference: &str,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> String {
         let digest = digest(&bytes);
         let mut inner = self.inner.lock();
         inner.content.insert(digest.clone(), Content::Memory(bytes));
@@ -194,7 +200,8 @@ impl Store {
             None => Sink::Memory(Vec::new()),
             Some(root) => {
                 let path = root.join(&id);
-                let file = OpenOptions::new().create(true).truncate(true).write(true).read(true).open(&path)?;
+                let file =
+                    OpenOptions::new().create(true).truncate(true).write(true).read(true).open(&path)?;
                 Sink::File(file, path)
             }
         };

@@ -12,7 +12,9 @@ use crate::faults::{Listener, RequestInfo};
 use crate::http::Answer;
 
 fn query(info: &RequestInfo, name: &str) -> Option<String> {
-    form_urlencoded::parse(info.query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+    form_urlencoded::parse(info.query.as_bytes())
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.into_owned())
 }
 
 pub(crate) async fn start(

@@ -1,0 +1,111 @@
+//! A client of the container runtime interface's image service, as the kubelet would be.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations,
+    clippy::pedantic,
+    clippy::all,
+    reason = "generated from proto/cri.proto"
+)]
+mod api {
+    tonic::include_proto!("runtime.v1");
+}
+
+use api::image_service_client::ImageServiceClient;
+pub use api::{AuthConfig, Image};
+
+/// How long a pull may take: a whole image through a slow machine.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// A connection to a socket that speaks `runtime.v1.ImageService`. Calls block; not for use on an async thread.
+#[derive(Debug)]
+pub struct ImageService {
+    runtime: tokio::runtime::Runtime,
+    channel: Channel,
+}
+
+impl ImageService {
+    /// Connects to a socket when the first call is made.
+    ///
+    /// # Errors
+    /// Where no runtime can be made for the calls.
+    pub fn connect(socket: &Path) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let socket: PathBuf = socket.to_owned();
+        let _entered = runtime.enter();
+        let endpoint = Endpoint::from_static("http://localhost").timeout(LIMIT);
+        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+        }));
+        drop(_entered);
+        Ok(Self { runtime, channel })
+    }
+
+    /// Pulls an image, for a pod of `namespace`.
+    ///
+    /// # Errors
+    /// What the service answers.
+    pub fn pull(
+        &self,
+        image: &str,
+        auth: Option<AuthConfig>,
+        namespace: &str,
+    ) -> Result<String, tonic::Status> {
+        let metadata = api::PodSandboxMetadata {
+            name: "pod".to_owned(),
+            uid: "uid".to_owned(),
+            namespace: namespace.to_owned(),
+            attempt: 0,
+        };
+        let request = api::PullImageRequest {
+            image: Some(spec(image)),
+            auth,
+            sandbox_config: Some(api::PodSandboxConfig { metadata: Some(metadata) }),
+        };
+        let mut client = self.client();
+        Ok(self.runtime.block_on(client.pull_image(request))?.into_inner().image_ref)
+    }
+
+    /// Returns what the service knows of an image, if it has it.
+    ///
+    /// # Errors
+    /// What the service answers.
+    pub fn status(&self, image: &str) -> Result<Option<Image>, tonic::Status> {
+        let request = api::ImageStatusRequest { image: Some(spec(image)) };
+        let mut client = self.client();
+        Ok(self.runtime.block_on(client.image_status(request))?.into_inner().image)
+    }
+
+    /// Removes an image.
+    ///
+    /// # Errors
+    /// What the service answers.
+    pub fn remove(&self, image: &str) -> Result<(), tonic::Status> {
+        let request = api::RemoveImageRequest { image: Some(spec(image)) };
+        let mut client = self.client();
+        self.runtime.block_on(client.remove_image(request))?;
+        Ok(())
+    }
+
+    fn client(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone())
+    }
+}
+
+fn spec(image: &str) -> api::ImageSpec {
+    api::ImageSpec { image: image.to_owned() }
+}
+
+/// Returns a user name and password as the kubelet sends them.
+pub fn basic(username: &str, password: &str) -> AuthConfig {
+    AuthConfig { username: username.to_owned(), password: password.to_owned(), ..AuthConfig::default() }
+}

@@ -1,0 +1,215 @@
+//! The news about registries: what changed, what was refused, what each option answered last.
+//!
+//! Keychains *bump* a registry when something about its credentials changed (a file, a pull, a secret). A request whose
+//! candidates were all refused waits for the next bump, so that fresh credentials heal reads that are pending. Refusals
+//! are remembered with a growing pause, so that thousands of page faults do not lock an account; a bump forgets them.
+//!
+//! One mutex, never held across an await; every table is bounded.
+
+mod ledger;
+mod pulls;
+mod refusals;
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::Fingerprint;
+pub use ledger::{Answer, LedgerEntry};
+pub use pulls::Pin;
+pub use refusals::Admission;
+
+/// How many registries have a generation of their own. Those beyond share the common one.
+const MAX_REGISTRIES: usize = 4096;
+
+/// The state that keychains and requests share. See the [module](self).
+#[derive(Debug)]
+pub struct AuthBoard {
+    generations: Mutex<Generations>,
+    /// Wakes those who wait in [`AuthBoard::changed`]; the value is the last generation given out.
+    news: watch::Sender<u64>,
+    refusals: Mutex<refusals::Refusals>,
+    ledger: Mutex<ledger::Ledger>,
+    pulls: pulls::Pulls,
+}
+
+#[derive(Debug, Default)]
+struct Generations {
+    /// Last number given out; numbers are never given out twice.
+    last: u64,
+    /// When everything changed last.
+    all: u64,
+    by_registry: HashMap<String, u64>,
+}
+
+impl AuthBoard {
+    /// Returns an empty board.
+    #[expect(clippy::new_without_default, reason = "there is one board per process, and it is passed on")]
+    pub fn new() -> Self {
+        Self {
+            generations: Mutex::default(),
+            news: watch::Sender::new(0),
+            refusals: Mutex::default(),
+            ledger: Mutex::default(),
+            pulls: pulls::Pulls::default(),
+        }
+    }
+
+    /// Says that credentials of the registry with this [identity](crate::CredentialScope::identity) may have changed.
+    pub fn bump(&self, registry: &str) {
+        let number = {
+            let mut generations = self.generations.lock();
+            generations.last += 1;
+            let number = generations.last;
+            let full = generations.by_registry.len() >= MAX_REGISTRIES;
+            match generations.by_registry.get_mut(registry) {
+                Some(generation) => *generation = number,
+                None if full => generations.all = number,
+                None => {
+                    generations.by_registry.insert(registry.to_owned(), number);
+                }
+            }
+            number
+        };
+        self.refusals.lock().forget(registry);
+        self.news.send_replace(number);
+    }
+
+    /// Says that credentials of any registry may have changed.
+    pub fn bump_all(&self) {
+        let number = {
+            let mut generations = self.generations.lock();
+            generations.last += 1;
+            generations.all = generations.last;
+            generations.by_registry.clear();
+            generations.last
+        };
+        self.refusals.lock().forget_all();
+        self.news.send_replace(number);
+    }
+
+    /// Returns the generation of a registry, which only grows.
+    pub fn generation(&self, registry: &str) -> u64 {
+        let generations = self.generations.lock();
+        generations.by_registry.get(registry).copied().unwrap_or(0).max(generations.all)
+    }
+
+    /// Waits until the registry's generation is newer than `since` and returns it. Give it a deadline.
+    pub async fn changed(&self, registry: &str, since: u64) -> u64 {
+        let mut news = self.news.subscribe();
+        loop {
+            let generation = self.generation(registry);
+            if generation > since {
+                return generation;
+            }
+            if news.changed().await.is_err() {
+                // The sender is ours, so it is there as long as we are.
+                return generation;
+            }
+        }
+    }
+
+    /// Returns whether a credential may be presented for a repository now, or since when it may be again.
+    ///
+    /// After a pause one request is let through to try; the others wait for what it learns.
+    pub fn admit(&self, registry: &str, repository: &str, credential: Fingerprint) -> Admission {
+        self.refusals.lock().admit(registry, repository, credential, Instant::now())
+    }
+
+    /// Remembers that a credential was refused: 2 s at first, doubling to 60 s.
+    pub fn refuse(&self, registry: &str, repository: &str, credential: Fingerprint) {
+        self.refusals.lock().refuse(registry, repository, credential, Instant::now());
+    }
+
+    /// Forgets a refusal, since the credential was accepted; those who wait look again.
+    pub fn accept(&self, registry: &str, repository: &str, credential: Fingerprint) {
+        if self.refusals.lock().accept(registry, repository, credential) {
+            self.bump(registry);
+        }
+    }
+
+    /// Notes what an option answered, for `explain`.
+    pub fn note(&self, registry: &str, repository: &str, option: &'static str, answer: Answer) {
+        self.ledger.lock().note(registry, repository, option, answer);
+    }
+
+    /// Returns what each option answered last for a repository, in no particular order.
+    pub fn ledger(&self, registry: &str, repository: &str) -> Vec<LedgerEntry> {
+        self.ledger.lock().read(registry, repository)
+    }
+
+    /// Remembers the pod namespace of a pull, by [`ImageRef::key`](soci_oci::ImageRef::key).
+    pub fn note_pull(&self, image_key: &str, namespace: &str) {
+        self.pulls.note(image_key, namespace);
+    }
+
+    /// Returns the pod namespace of the last pull of an image, where known.
+    pub fn pull_namespace(&self, image_key: &str) -> Option<String> {
+        self.pulls.namespace(image_key)
+    }
+
+    /// Marks an image as in use by a lazy mount until the pin is dropped: its credentials are not evicted.
+    pub fn pin(&self, image_key: &str) -> Pin {
+        self.pulls.pin(image_key)
+    }
+
+    /// Whether a lazy mount uses the image.
+    pub fn is_pinned(&self, image_key: &str) -> bool {
+        self.pulls.is_pinned(image_key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::Credential;
+
+    #[tokio::test(start_paused = true)]
+    async fn r37_a_bump_wakes_those_who_wait_for_that_registry_only() {
+        let board = Arc::new(AuthBoard::new());
+        let since = board.generation("reg.example");
+        let waiter = tokio::spawn({
+            let board = Arc::clone(&board);
+            async move { board.changed("reg.example", since).await }
+        });
+        board.bump("other.example");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waiter.is_finished());
+        board.bump("reg.example");
+        assert!(waiter.await.unwrap() > since);
+    }
+
+    #[tokio::test]
+    async fn a_bump_before_the_wait_is_not_missed() {
+        let board = AuthBoard::new();
+        let since = board.generation("reg.example");
+        board.bump_all();
+        assert!(board.changed("reg.example", since).await > since);
+    }
+
+    #[test]
+    fn registries_beyond_the_bound_share_a_generation() {
+        let board = AuthBoard::new();
+        (0..MAX_REGISTRIES).for_each(|n| board.bump(&format!("r{n}")));
+        let before = board.generation("late");
+        board.bump("late");
+        assert!(board.generation("late") > before);
+        assert_eq!(board.generations.lock().by_registry.len(), MAX_REGISTRIES);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bump_forgets_refusals_of_its_registry() {
+        let board = AuthBoard::new();
+        let who = Credential::basic("u", "p").fingerprint();
+        board.refuse("a.example", "x", who);
+        board.refuse("b.example", "x", who);
+        board.bump("a.example");
+        assert_eq!(board.admit("a.example", "x", who), Admission::Go);
+        assert!(matches!(board.admit("b.example", "x", who), Admission::NotBefore(_)));
+    }
+}

@@ -4,9 +4,14 @@
 //! bytes have to be fetched or inflated is it awaited. Bytes that come out are verified, and never made up.
 
 use std::fmt;
+use std::time::Instant;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use smallvec::SmallVec;
+use soci_ztoc::UncompressedOffset;
+
+use crate::ReadError;
 
 /// The bytes of one read, in order, as slices of buffers that others may hold too. No slice is empty.
 ///
@@ -88,6 +93,29 @@ impl fmt::Debug for ReadChunks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ReadChunks({} bytes in {} slices)", self.len, self.chunks.len())
     }
+}
+
+/// Ranges of one layer's uncompressed tar.
+#[async_trait]
+pub trait RangeRead: Send + Sync + fmt::Debug + 'static {
+    /// Returns the `len` bytes from `at` on when all of them are in memory or in the cache on disk, without a task hop.
+    ///
+    /// The range is clamped at the end of the archive. `None` says nothing but "use [`RangeRead::read_at`]". May block
+    /// for a local disk read, never for the network, another reader or inflation.
+    fn try_read(&self, at: UncompressedOffset, len: usize) -> Option<ReadChunks>;
+
+    /// Returns the `len` bytes from `at` on, clamped at the end of the archive; fetches what is missing.
+    ///
+    /// Dropping the future gives up this read only: work that others share, or may use next, goes on.
+    ///
+    /// # Errors
+    /// [`ReadError`] when any byte of the range cannot be had by `deadline`. The next read tries again.
+    async fn read_at(
+        &self,
+        at: UncompressedOffset,
+        len: usize,
+        deadline: Instant,
+    ) -> Result<ReadChunks, ReadError>;
 }
 
 #[cfg(test)]

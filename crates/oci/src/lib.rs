@@ -18,7 +18,7 @@ pub mod media_type;
 pub mod platform;
 pub mod reference;
 
-pub use blob::{BlobSource, BlobStream, FetchClass, FetchContext, FetchError, FetchErrorKind};
+pub use blob::{BlobSource, BlobStream, FetchClass, FetchContext, FetchError, FetchErrorKind, Priority};
 pub use descriptor::Descriptor;
 pub use digest::{Digest, DigestError, Hasher};
 pub use labels::SnapshotLabels;

@@ -1,0 +1,296 @@
+//! Completes open layers when nothing else is to do.
+//!
+//! Layers take turns, one range of adjacent spans at a time. Within a layer the spans of its prefetch list come first,
+//! then those next to where readers were last, then the rest from the start. Two ranges are on their way at once, so that
+//! the pause between two requests is used. Before a range starts and between its chunks it steps aside for anybody who
+//! waits. What is there already is known from the cache, so work goes on where it ended, also after a restart.
+//!
+//! A layer whose range failed rests, twice as long each time; it is never given up while it is open. A layer for which
+//! the cache has no room rests for the longest time. When all open layers are complete no task is left.
+//!
+//! The queue holds layers weakly: a closed one falls out.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use soci_oci::{FetchClass, Priority};
+use soci_ztoc::SpanId;
+use tokio::sync::Notify;
+
+use crate::core::LayerCore;
+use crate::fetch;
+use crate::pool::Shared;
+use crate::settings::BackgroundSettings;
+use crate::slot::SpanForm;
+
+/// Ranges that are on their way at once.
+const LANES: usize = 2;
+/// How long a layer rests when all that it lacks is on its way already.
+const BUSY: Duration = Duration::from_millis(100);
+
+/// The queue of layers to complete.
+#[derive(Debug)]
+pub(crate) struct Background {
+    settings: BackgroundSettings,
+    state: Mutex<State>,
+    /// Signalled when a layer is added.
+    added: Notify,
+    /// When the next background byte may be taken, under a bandwidth limit.
+    pace: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// In the order of their turns.
+    queue: VecDeque<Turn>,
+    /// Tasks that run.
+    lanes: usize,
+}
+
+#[derive(Debug)]
+struct Turn {
+    layer: Weak<LayerCore>,
+    /// Only spans of the prefetch list are wanted.
+    listed_only: bool,
+    failures: u32,
+    rests_until: Option<Instant>,
+}
+
+/// What a lane does next.
+enum Next {
+    Work(Arc<LayerCore>, Turn),
+    Rest(Instant),
+    End,
+}
+
+/// A range to be fetched.
+struct Batch {
+    spans: Vec<SpanId>,
+    form: SpanForm,
+    class: FetchClass,
+}
+
+impl Background {
+    pub(crate) fn new(settings: BackgroundSettings) -> Self {
+        Self { settings, state: Mutex::default(), added: Notify::new(), pace: Mutex::default() }
+    }
+
+    /// Queues a layer: all of it, or only the spans of its prefetch list.
+    pub(crate) fn add(&self, layer: &Arc<LayerCore>, listed_only: bool) {
+        let mut state = self.state.lock();
+        let same = |turn: &&mut Turn| Weak::as_ptr(&turn.layer) == Arc::as_ptr(layer);
+        if let Some(turn) = state.queue.iter_mut().find(same) {
+            turn.listed_only &= listed_only;
+            turn.rests_until = None;
+        } else {
+            let layer = Arc::downgrade(layer);
+            state.queue.push_back(Turn { layer, listed_only, failures: 0, rests_until: None });
+        }
+        let start = state.lanes == 0;
+        if start {
+            state.lanes = LANES;
+        }
+        drop(state);
+        self.added.notify_waiters();
+        if start {
+            for _ in 0..LANES {
+                layer.shared.handle.spawn(lane(Arc::clone(&layer.shared)));
+            }
+        }
+    }
+
+    /// Waits until `bytes` more may be taken under the bandwidth limit.
+    pub(crate) async fn pace(&self, bytes: usize) {
+        let Some(rate) = self.settings.bytes_per_second else { return };
+        let cost = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+        let until = {
+            let mut pace = self.pace.lock();
+            let until = pace.map_or_else(Instant::now, |at| at.max(Instant::now())) + cost;
+            *pace = Some(until);
+            until
+        };
+        tokio::time::sleep_until(until.into()).await;
+    }
+
+    fn next(&self) -> Next {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        let mut earliest: Option<Instant> = None;
+        for _ in 0..state.queue.len() {
+            let Some(turn) = state.queue.pop_front() else { break };
+            let Some(layer) = turn.layer.upgrade().filter(|layer| !layer.closed.is_cancelled()) else {
+                continue;
+            };
+            match turn.rests_until {
+                Some(until) if until > now => {
+                    earliest = Some(earliest.map_or(until, |at| at.min(until)));
+                    state.queue.push_back(turn);
+                }
+                _ => return Next::Work(layer, turn),
+            }
+        }
+        match earliest {
+            Some(until) => Next::Rest(until),
+            None => {
+                state.lanes -= 1;
+                Next::End
+            }
+        }
+    }
+
+    fn back(&self, mut turn: Turn, rest: Option<Duration>) {
+        turn.rests_until = rest.map(|rest| Instant::now() + rest);
+        self.state.lock().queue.push_back(turn);
+    }
+}
+
+async fn lane(shared: Arc<Shared>) {
+    let background = &shared.background;
+    let priority = Priority::new(FetchClass::Background);
+    loop {
+        shared.demand.turn_of(&priority).await;
+        let added = background.added.notified();
+        match background.next() {
+            Next::End => return,
+            Next::Rest(until) => {
+                tokio::select! {
+                    () = tokio::time::sleep_until(until.into()) => {}
+                    () = added => {}
+                }
+            }
+            Next::Work(layer, turn) => step(background, &layer, turn).await,
+        }
+    }
+}
+
+/// Fetches one range of a layer and queues the layer again, unless it is complete.
+async fn step(background: &Background, layer: &Arc<LayerCore>, mut turn: Turn) {
+    let settings = &background.settings;
+    let Some(batch) = batch(layer, settings.max_range, turn.listed_only) else {
+        if layer.slots.len() > 0 {
+            background.back(turn, Some(BUSY));
+        }
+        return;
+    };
+    let permits: VecDeque<_> =
+        batch.spans.iter().filter_map(|span| layer.bring(*span, batch.form, batch.class)).collect();
+    // Others came first for some of them: what is left is no longer one range.
+    if permits.len() < batch.spans.len() {
+        layer.lead(permits.into());
+        return background.back(turn, None);
+    }
+    // A layer is queued while one of its ranges is on its way, so that the other lane may take its next one.
+    background.back(Turn { layer: turn.layer.clone(), ..turn }, None);
+    let failed = if batch.form == SpanForm::Plain {
+        layer.lead(permits.into());
+        false
+    } else {
+        fetch::run(layer, permits, None).await.is_err()
+    };
+    let mut state = background.state.lock();
+    let Some(queued) = state.queue.iter_mut().find(|queued| queued.layer.ptr_eq(&turn.layer)) else { return };
+    if failed {
+        turn.failures = queued.failures.saturating_add(1);
+        let rest = settings.backoff.saturating_mul(1 << turn.failures.min(16).saturating_sub(1));
+        queued.failures = turn.failures;
+        queued.rests_until = Some(Instant::now() + rest.min(settings.max_backoff));
+    } else if layer.take_full() {
+        queued.rests_until = Some(Instant::now() + settings.max_backoff);
+    } else {
+        queued.failures = 0;
+    }
+}
+
+/// Returns the next range of what a layer lacks, or `None` when nothing is left to start.
+fn batch(layer: &LayerCore, most: u64, listed_only: bool) -> Option<Batch> {
+    let listed = |span: SpanId| !layer.has(span, SpanForm::Plain) && !layer.slots.busy(span);
+    {
+        let mut list = layer.listed.lock();
+        while let Some(first) = list.pop_front() {
+            if !listed(first) {
+                continue;
+            }
+            let mut spans = vec![first];
+            let mut bytes = layer.compressed_len(first);
+            while let Some(next) = list.front().copied() {
+                bytes = bytes.saturating_add(layer.compressed_len(next));
+                let follows = spans.last().is_some_and(|last| last.0.checked_add(1) == Some(next.0));
+                if !follows || bytes > most || !listed(next) {
+                    break;
+                }
+                spans.push(next);
+                list.pop_front();
+            }
+            return Some(Batch { spans, form: SpanForm::Plain, class: FetchClass::Prefetch });
+        }
+    }
+    if listed_only {
+        return None;
+    }
+    let generation = layer.sources.generation();
+    let spoiled = layer.spoiled.lock().clone();
+    let count = layer.spans.len();
+    let missing: Vec<bool> = (0..count)
+        .map(SpanId)
+        .map(|span| {
+            spoiled.get(&span) != Some(&generation)
+                && !layer.has(span, SpanForm::Compressed)
+                && !layer.slots.busy(span)
+        })
+        .collect();
+    let touched: Vec<SpanId> = layer.touched.lock().iter().rev().copied().collect();
+    let first = nearest(&missing, &touched)?;
+    let mut spans = Vec::new();
+    let mut bytes = 0_u64;
+    for span in (first.0..count).map(SpanId) {
+        bytes = bytes.saturating_add(layer.compressed_len(span));
+        if !missing.get(span.0 as usize).is_some_and(|missing| *missing)
+            || (bytes > most && !spans.is_empty())
+        {
+            break;
+        }
+        spans.push(span);
+    }
+    Some(Batch { spans, form: SpanForm::Compressed, class: FetchClass::Background })
+}
+
+/// Returns the missing span that is nearest to what was touched, the latest touch first; after a place rather than
+/// before it. Without touches, the first.
+fn nearest(missing: &[bool], touched: &[SpanId]) -> Option<SpanId> {
+    let at = |index: usize| u32::try_from(index).ok().map(SpanId);
+    touched
+        .iter()
+        .filter_map(|place| {
+            let place = place.0 as usize;
+            let after = (place..missing.len()).find(|index| missing[*index]);
+            let before = (0..place.min(missing.len())).rev().find(|index| missing[*index]);
+            // A span before the place counts as twice as far away: programs read on rather than back.
+            let after = after.map(|index| (index - place, index));
+            let before = before.map(|index| (2 * (place - index), index));
+            after.into_iter().chain(before).min()
+        })
+        .min_by_key(|(distance, _)| *distance)
+        .and_then(|(_, index)| at(index))
+        .or_else(|| missing.iter().position(|missing| *missing).and_then(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_neighbours_of_what_was_touched_come_first() {
+        let mut missing = vec![true; 10];
+        assert_eq!(nearest(&missing, &[]), Some(SpanId(0)));
+        missing[5] = false;
+        assert_eq!(nearest(&missing, &[SpanId(5)]), Some(SpanId(6)));
+        missing[6..8].fill(false);
+        assert_eq!(nearest(&missing, &[SpanId(5)]), Some(SpanId(4)));
+        missing[4] = false;
+        assert_eq!(nearest(&missing, &[SpanId(5)]), Some(SpanId(8)));
+        assert_eq!(nearest(&missing, &[SpanId(1), SpanId(5)]), Some(SpanId(1)));
+        assert_eq!(nearest(&[false; 4], &[SpanId(1)]), None);
+    }
+}

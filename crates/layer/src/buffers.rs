@@ -1,0 +1,165 @@
+//! Buffers that are used again.
+//!
+//! Inflating into pages the kernel has just handed out costs a quarter of the time, so buffers of span size and of read
+//! size go back to a free list when the last slice of them is dropped. The list keeps a bounded number of bytes; what is
+//! beyond goes back to the system. Content of an earlier use is still in a buffer when it is handed out: whoever takes
+//! one writes every byte that it lets others see.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+/// Sizes are rounded up to this, so that spans of nearly equal size share buffers.
+const GRAIN: usize = 256 << 10;
+
+/// The free list.
+pub(crate) struct Buffers {
+    free: Mutex<Free>,
+    /// How many bytes the list may hold.
+    keep: usize,
+}
+
+#[derive(Default)]
+struct Free {
+    list: Vec<Box<[u8]>>,
+    bytes: usize,
+}
+
+impl Buffers {
+    /// Returns an empty list that will keep at most `keep` bytes.
+    pub(crate) fn new(keep: usize) -> Arc<Self> {
+        Arc::new(Self { free: Mutex::default(), keep })
+    }
+
+    /// Returns a buffer of `len` bytes whose content is arbitrary.
+    pub(crate) fn take(self: &Arc<Self>, len: usize) -> Buffer {
+        let wanted = len.max(1).div_ceil(GRAIN).saturating_mul(GRAIN);
+        let mut free = self.free.lock();
+        let best = free
+            .list
+            .iter()
+            .enumerate()
+            .filter(|(_, held)| held.len() >= wanted && held.len() / 2 <= wanted)
+            .min_by_key(|(_, held)| held.len())
+            .map(|(at, _)| at);
+        let bytes = match best {
+            Some(at) => {
+                let held = free.list.swap_remove(at);
+                free.bytes -= held.len();
+                held
+            }
+            None => {
+                drop(free);
+                vec![0; wanted].into_boxed_slice()
+            }
+        };
+        Buffer { bytes, len, home: Arc::clone(self) }
+    }
+
+    /// Gives every free buffer back to the system.
+    pub(crate) fn trim(&self) {
+        let list = std::mem::take(&mut *self.free.lock()).list;
+        drop(list);
+    }
+
+    /// Returns how many bytes the list holds.
+    pub(crate) fn free_bytes(&self) -> usize {
+        self.free.lock().bytes
+    }
+
+    fn give_back(&self, bytes: Box<[u8]>) {
+        let mut free = self.free.lock();
+        if free.bytes + bytes.len() <= self.keep {
+            free.bytes += bytes.len();
+            free.list.push(bytes);
+        }
+    }
+}
+
+impl fmt::Debug for Buffers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffers({} bytes free, keeps {})", self.free_bytes(), self.keep)
+    }
+}
+
+/// A buffer on loan; goes back when dropped.
+pub(crate) struct Buffer {
+    bytes: Box<[u8]>,
+    len: usize,
+    home: Arc<Buffers>,
+}
+
+impl Buffer {
+    /// Returns the buffer as bytes that can be sliced and shared; it goes back when the last slice is dropped.
+    pub(crate) fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.len]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.home.give_back(std::mem::take(&mut self.bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_comes_back_when_its_last_slice_is_dropped() {
+        let buffers = Buffers::new(1 << 20);
+        let mut buffer = buffers.take(1000);
+        assert_eq!(buffer.len(), 1000);
+        buffer[..3].copy_from_slice(b"abc");
+        let address = buffer.as_ptr();
+        let whole = buffer.freeze();
+        let part = whole.slice(1..3);
+        drop(whole);
+        assert_eq!((buffers.free_bytes(), &part[..]), (0, &b"bc"[..]));
+        drop(part);
+        assert_eq!(buffers.free_bytes(), GRAIN);
+        assert_eq!(buffers.take(5).as_ptr(), address);
+    }
+
+    #[test]
+    fn the_list_is_bounded_and_trimmed() {
+        let buffers = Buffers::new(3 * GRAIN);
+        let held: Vec<_> = (0..5).map(|_| buffers.take(GRAIN)).collect();
+        drop(held);
+        assert_eq!(buffers.free_bytes(), 3 * GRAIN);
+        buffers.trim();
+        assert_eq!(buffers.free_bytes(), 0);
+    }
+
+    #[test]
+    fn a_large_buffer_is_not_spent_on_a_small_read() {
+        let buffers = Buffers::new(64 * GRAIN);
+        drop(buffers.take(20 * GRAIN));
+        drop(buffers.take(GRAIN));
+        assert_eq!(buffers.free_bytes(), 21 * GRAIN);
+    }
+}

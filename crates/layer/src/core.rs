@@ -1,0 +1,205 @@
+//! One open layer: what all of its readers share.
+//!
+//! A layer is open while a [`crate::LayerReader`] of it exists; fetches, read-ahead and background work hold it too but
+//! end when it closes.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use soci_oci::{Digest, FetchClass, FetchContext};
+use soci_ztoc::{SpanId, SpanTable};
+use tokio_util::sync::CancellationToken;
+
+use crate::meters::LayerMeter;
+use crate::pool::Shared;
+use crate::readahead::{Access, ReadAhead};
+use crate::recent::LayerId;
+use crate::slot::{Admission, FetchPermit, Slots, SpanForm};
+use crate::sources::Sources;
+use crate::span_cache::SpanKey;
+use crate::{ReadError, fetch, window};
+
+/// Places that were touched, as far as background work remembers them.
+const TOUCHED: usize = 16;
+
+/// An open layer. Its locks are leaves: nothing else is locked under one of them.
+#[derive(Debug)]
+pub(crate) struct LayerCore {
+    pub(crate) id: LayerId,
+    pub(crate) ztoc: Digest,
+    pub(crate) spans: Arc<SpanTable>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) sources: Sources,
+    pub(crate) meter: Arc<dyn LayerMeter>,
+    /// Cancelled when the last reader is gone.
+    pub(crate) closed: CancellationToken,
+    /// Where the zTOC is stored at present.
+    pub(crate) file: Mutex<PathBuf>,
+    ahead: Mutex<ReadAhead>,
+    /// Spans that readers touched, the latest last.
+    pub(crate) touched: Mutex<VecDeque<SpanId>>,
+    /// Spans to be fetched first, by order of a prefetch list.
+    pub(crate) listed: Mutex<VecDeque<SpanId>>,
+    /// Spans that turned out wrong, with the generation of the sources they came from: background work leaves them out.
+    pub(crate) spoiled: Mutex<HashMap<SpanId, u64>>,
+    /// Set when there was no room for a span that nobody waited for.
+    pub(crate) full: AtomicBool,
+    /// Set while spans cannot be written to the cache.
+    pub(crate) failing: AtomicBool,
+}
+
+/// Where a span that is ready can be had.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// In memory, whole and inflated.
+    Memory(Bytes),
+    /// In the cache, in the form that was asked for.
+    Cached,
+}
+
+impl LayerCore {
+    /// Returns the open layer `id` without any source.
+    pub(crate) fn new(
+        id: LayerId,
+        ztoc: Digest,
+        file: PathBuf,
+        spans: Arc<SpanTable>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let meter = shared.meters.layer(&ztoc);
+        Self {
+            id,
+            ztoc,
+            spans,
+            shared,
+            slots: Arc::default(),
+            sources: Sources::default(),
+            meter,
+            closed: CancellationToken::new(),
+            file: Mutex::new(file),
+            ahead: Mutex::default(),
+            touched: Mutex::default(),
+            listed: Mutex::default(),
+            spoiled: Mutex::default(),
+            full: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
+        }
+    }
+
+    /// Returns the cache's name for a span.
+    pub(crate) fn key(&self, span: SpanId, form: SpanForm) -> SpanKey {
+        SpanKey { ztoc: self.ztoc, span, form }
+    }
+
+    /// Returns what a message calls a span.
+    pub(crate) fn name(&self, span: SpanId) -> String {
+        format!("span {} of the layer with zTOC {}", span.0, self.ztoc.short())
+    }
+
+    /// Whether a span is there in the form `want`, or better.
+    pub(crate) fn has(&self, span: SpanId, want: SpanForm) -> bool {
+        self.shared.cache.contains(&self.key(span, SpanForm::Plain))
+            || (want == SpanForm::Compressed
+                && self.shared.cache.contains(&self.key(span, SpanForm::Compressed)))
+    }
+
+    /// Asks for `part` of a span, inflated.
+    pub(crate) fn want(&self, span: SpanId, part: std::ops::Range<usize>) -> Admission<Found> {
+        let admission = self.slots.admit(span, SpanForm::Plain, Some(part), FetchClass::OnDemand, || {
+            let memory = self.shared.recent.get(self.id, span).map(Found::Memory);
+            memory.or_else(|| self.has(span, SpanForm::Plain).then_some(Found::Cached))
+        });
+        if matches!(admission, Admission::Join(_)) {
+            self.shared.budget.kick();
+        }
+        admission
+    }
+
+    /// Asks for a span to be brought. Returns the permit when the caller has to bring it.
+    pub(crate) fn bring(&self, span: SpanId, form: SpanForm, class: FetchClass) -> Option<FetchPermit> {
+        let ready = || {
+            let memory = form == SpanForm::Plain && self.shared.recent.contains(self.id, span);
+            (memory || self.has(span, form)).then_some(())
+        };
+        match self.slots.admit(span, form, None, class, ready) {
+            Admission::Lead(permit, _) => Some(permit),
+            Admission::Ready(()) | Admission::Join(_) => None,
+        }
+    }
+
+    /// Takes note of a read. Returns the permits for what a sequential reader will need next.
+    pub(crate) fn note(&self, access: Access, first: SpanId) -> Vec<FetchPermit> {
+        {
+            let mut touched = self.touched.lock();
+            if touched.back() != Some(&access.last) {
+                if touched.len() == TOUCHED {
+                    touched.pop_front();
+                }
+                touched.push_back(access.last);
+            }
+        }
+        let next = self.ahead.lock().note(access, self.spans.len(), self.shared.settings.read_ahead);
+        next.filter(|span| *span > first.0)
+            .filter_map(|span| {
+                let span = SpanId(span);
+                let permit = self.bring(span, SpanForm::Plain, FetchClass::ReadAhead);
+                if permit.is_none() {
+                    self.shared.cache.will_need(&self.key(span, SpanForm::Plain));
+                }
+                permit
+            })
+            .collect()
+    }
+
+    /// Sets work on `permits` going.
+    pub(crate) fn lead(self: &Arc<Self>, permits: Vec<FetchPermit>) {
+        if !permits.is_empty() {
+            fetch::lead(self, permits);
+        }
+    }
+
+    /// Returns what the fetch of a range may cost.
+    pub(crate) fn context(&self, class: FetchClass) -> FetchContext {
+        FetchContext::new(Instant::now() + self.shared.settings.fetch_timeout, class)
+    }
+
+    /// Returns the window of a span. Blocks on the local disk.
+    pub(crate) fn window(&self, span: SpanId) -> Result<soci_ztoc::Window, ReadError> {
+        let file = self.file.lock().clone();
+        window::load(&file, &self.spans, span)
+    }
+
+    /// Returns how long a span is when inflated.
+    pub(crate) fn plain_len(&self, span: SpanId) -> u64 {
+        let range = self.spans.uncompressed(span);
+        range.end.0 - range.start.0
+    }
+
+    /// Returns how long a span is in the blob.
+    pub(crate) fn compressed_len(&self, span: SpanId) -> u64 {
+        let range = self.spans.compressed(span);
+        range.end.0 - range.start.0
+    }
+
+    /// Remembers that what the present sources have for a span is wrong.
+    pub(crate) fn spoil(&self, span: SpanId) {
+        self.spoiled.lock().insert(span, self.sources.generation());
+    }
+
+    /// Ends everything that is done for this layer.
+    pub(crate) fn close(&self) {
+        self.closed.cancel();
+        self.shared.recent.forget(self.id);
+    }
+
+    /// Whether there was no room for background work since the last call.
+    pub(crate) fn take_full(&self) -> bool {
+        self.full.swap(false, Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,256 @@
+//! From permits to bytes.
+//!
+//! Spans that are led together and lie side by side become one range: a request costs more than a span. The range is
+//! opened once and cut into spans as its bytes arrive; each complete span goes to a worker while the next arrives. A
+//! span takes its share of the byte budget before its first byte is taken from the stream, so a full budget holds the
+//! other side up. Neighbouring spans may share one byte.
+//!
+//! A range that breaks off is opened again where its first incomplete span starts. A source that has not got the bytes
+//! or refuses them is passed over for the next one. Each span gets the error of its own failure: what was complete
+//! before stays good.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Buf, Bytes};
+use futures::StreamExt;
+use soci_oci::{BlobStream, FetchClass, FetchContext, FetchError, FetchErrorKind, Priority};
+
+use crate::ReadError;
+use crate::budget::Grant;
+use crate::core::LayerCore;
+use crate::finish::{self, Arrived, Origin};
+use crate::meters::Event;
+use crate::slot::{FetchPermit, SpanForm};
+use crate::sources::SourceId;
+
+/// How often a range is opened again after it broke off without a single span in between.
+const REOPEN: u32 = 2;
+
+/// Sets work on `permits` going, in tasks of its own. Spans that the cache has compressed are inflated from there.
+pub(crate) fn lead(core: &Arc<LayerCore>, mut permits: Vec<FetchPermit>) {
+    permits.sort_by_key(FetchPermit::id);
+    let (cached, missing): (Vec<_>, Vec<_>) =
+        permits.into_iter().partition(|permit| core.has(permit.id(), SpanForm::Compressed));
+    for permit in cached {
+        let core = Arc::clone(core);
+        let task = Arc::clone(&core);
+        core.shared.handle.spawn(async move {
+            let grant = acquire(&task, &permit).await;
+            finish::submit(&task, Arrived { permit, grant, pieces: Vec::new(), origin: Origin::Cache });
+        });
+    }
+    for range in join(core, missing, core.shared.settings.max_range) {
+        spawn(core, range, None);
+    }
+}
+
+/// Splits permits, in order, into runs of neighbours of at most `most` compressed bytes each.
+fn join(core: &LayerCore, permits: Vec<FetchPermit>, most: u64) -> Vec<VecDeque<FetchPermit>> {
+    let mut runs: Vec<VecDeque<FetchPermit>> = Vec::new();
+    let mut bytes = 0_u64;
+    for permit in permits {
+        let len = core.compressed_len(permit.id());
+        let follows =
+            runs.last().and_then(VecDeque::back).is_some_and(|last| last.id().0 + 1 == permit.id().0);
+        match runs.last_mut() {
+            Some(run) if follows && bytes.saturating_add(len) <= most => {
+                bytes += len;
+                run.push_back(permit);
+            }
+            _ => {
+                bytes = len;
+                runs.push(VecDeque::from([permit]));
+            }
+        }
+    }
+    runs
+}
+
+fn spawn(core: &Arc<LayerCore>, permits: VecDeque<FetchPermit>, avoid: Option<SourceId>) {
+    let task = Arc::clone(core);
+    core.shared.handle.spawn(async move {
+        let _error_was_told = run(&task, permits, avoid).await;
+    });
+}
+
+/// Fetches one span again whose bytes were wrong, from another source if there is one.
+pub(crate) fn again(core: &Arc<LayerCore>, permit: FetchPermit, avoid: SourceId) {
+    spawn(core, VecDeque::from([permit]), Some(avoid));
+}
+
+/// Fetches neighbouring spans. Returns when the last of them was handed to a worker, or with what ended the fetch, which
+/// was told to all who wait for what is missing. Ends without a word when the layer closes.
+pub(crate) async fn run(
+    core: &Arc<LayerCore>,
+    permits: VecDeque<FetchPermit>,
+    avoid: Option<SourceId>,
+) -> Result<(), ReadError> {
+    let class =
+        permits.iter().map(|permit| permit.priority().class()).max().unwrap_or(FetchClass::Background);
+    let context = core.context(class);
+    permits.iter().for_each(|permit| permit.part_of(&context.priority));
+    let urgent = (class > FetchClass::Background).then(|| core.shared.demand.enter());
+    let mut range = Range { core, permits, context, avoid };
+    let done = tokio::select! {
+        () = core.closed.cancelled() => Ok(()),
+        done = range.fetch() => done,
+    };
+    drop(urgent);
+    let Err(error) = done else { return Ok(()) };
+    let mut last = None;
+    for permit in range.permits.drain(..) {
+        let class = permit.priority().class();
+        core.meter.count(Event::SpansFailed(class), 1);
+        let error = ReadError::fetch(format!("fetching {}", core.name(permit.id())), error.clone());
+        permit.fail(&error);
+        last = Some(error);
+    }
+    last.map_or(Ok(()), Err)
+}
+
+async fn acquire(core: &LayerCore, permit: &FetchPermit) -> Grant {
+    let plain = if permit.want() == SpanForm::Plain { core.plain_len(permit.id()) } else { 0 };
+    let bytes = core.compressed_len(permit.id()).saturating_add(plain);
+    core.shared.budget.acquire(bytes, permit.priority().clone()).await
+}
+
+/// Neighbouring spans on their way.
+struct Range<'a> {
+    core: &'a Arc<LayerCore>,
+    /// What has not arrived yet.
+    permits: VecDeque<FetchPermit>,
+    context: FetchContext,
+    /// A source that gave wrong bytes.
+    avoid: Option<SourceId>,
+}
+
+impl Range<'_> {
+    async fn fetch(&mut self) -> Result<(), FetchError> {
+        let mut broken = 0;
+        while !self.permits.is_empty() {
+            let before = self.permits.len();
+            let (source, stream) = self.open().await?;
+            let Err(error) = self.receive(source, stream).await else { continue };
+            broken = if self.permits.len() < before { 0 } else { broken + 1 };
+            let hopeless = match error.kind() {
+                FetchErrorKind::Unavailable | FetchErrorKind::Protocol => false,
+                FetchErrorKind::NotFound
+                | FetchErrorKind::Denied
+                | FetchErrorKind::Integrity
+                | FetchErrorKind::Local => true,
+            };
+            if hopeless || broken > REOPEN || self.context.remaining().is_zero() {
+                return Err(error);
+            }
+            tracing::debug!(ztoc = %self.core.ztoc, %error, "a range broke off, opening it again");
+        }
+        Ok(())
+    }
+
+    /// Opens what is missing at the first source that has it.
+    async fn open(&self) -> Result<(SourceId, BlobStream), FetchError> {
+        let (Some(first), Some(last)) = (self.permits.front(), self.permits.back()) else {
+            return Ok((0, Box::pin(futures::stream::empty())));
+        };
+        let spans = &self.core.spans;
+        let range = spans.compressed(first.id()).start.0..spans.compressed(last.id()).end.0;
+        let mut worst: Option<FetchError> = None;
+        for (id, source) in self.core.sources.in_order(self.avoid) {
+            self.core.meter.count(Event::Requests, 1);
+            let opened = within(self.context.deadline, source.open(range.clone(), &self.context)).await;
+            match opened {
+                Ok(stream) => {
+                    for permit in &self.permits {
+                        self.core.meter.count(Event::SpansRequested(permit.priority().class()), 1);
+                    }
+                    return Ok((id, stream));
+                }
+                // A refusal outranks the rest: it is what the operator can mend.
+                Err(error) if error.kind() == FetchErrorKind::Denied => worst = Some(error),
+                Err(error) => worst = worst.or(Some(error)),
+            }
+        }
+        let nowhere = || FetchError::new(FetchErrorKind::NotFound, "the layer has no source left");
+        Err(worst.unwrap_or_else(nowhere))
+    }
+
+    async fn receive(&mut self, source: SourceId, mut stream: BlobStream) -> Result<(), FetchError> {
+        let core = Arc::clone(self.core);
+        let mut rest = Bytes::new();
+        let mut position = match self.permits.front() {
+            Some(first) => core.spans.compressed(first.id()).start.0,
+            None => return Ok(()),
+        };
+        // The last byte that was taken: the next span may start with it.
+        let mut tail = Bytes::new();
+        while let Some(permit) = self.permits.front() {
+            let id = permit.id();
+            let grant = acquire(&core, permit).await;
+            let wanted = core.spans.compressed(id);
+            let mut pieces = Vec::new();
+            if wanted.start.0 < position {
+                pieces.push(tail.clone());
+            }
+            while position < wanted.end.0 {
+                if rest.is_empty() {
+                    rest = self.next(&mut stream).await?;
+                }
+                let len = usize::try_from(wanted.end.0 - position).unwrap_or(usize::MAX).min(rest.len());
+                let piece = rest.split_to(len);
+                position += len as u64;
+                tail = piece.slice(len.saturating_sub(1)..);
+                pieces.push(piece);
+            }
+            if let Some(permit) = self.permits.pop_front() {
+                finish::submit(&core, Arrived { permit, grant, pieces, origin: self.origin(source) });
+            }
+        }
+        Ok(())
+    }
+
+    fn origin(&self, source: SourceId) -> Origin {
+        match self.avoid {
+            Some(_) => Origin::Fresh(source),
+            None => Origin::Source(source),
+        }
+    }
+
+    /// Returns the next bytes, not empty. Background work waits here while anybody else wants the network.
+    async fn next(&self, stream: &mut BlobStream) -> Result<Bytes, FetchError> {
+        let priority: &Priority = &self.context.priority;
+        let shared = &self.core.shared;
+        within(self.context.deadline, async {
+            shared.demand.turn_of(priority).await;
+            Ok(())
+        })
+        .await?;
+        let stall = Instant::now() + shared.settings.stall_timeout;
+        loop {
+            let next = within(self.context.deadline.min(stall), async { Ok(stream.next().await) }).await?;
+            match next {
+                Some(Ok(bytes)) if bytes.has_remaining() => {
+                    if priority.class() == FetchClass::Background {
+                        shared.background.pace(bytes.len()).await;
+                    }
+                    return Ok(bytes);
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(error),
+                None => return Err(FetchError::new(FetchErrorKind::Protocol, "the body ended too early")),
+            }
+        }
+    }
+}
+
+/// Bounds `work`, whatever the source makes of its deadline.
+async fn within<T>(
+    deadline: Instant,
+    work: impl Future<Output = Result<T, FetchError>>,
+) -> Result<T, FetchError> {
+    match tokio::time::timeout_at(deadline.into(), work).await {
+        Ok(done) => done,
+        Err(_) => Err(FetchError::new(FetchErrorKind::Unavailable, "no bytes arrived in time")),
+    }
+}

@@ -1,0 +1,162 @@
+//! The open layers of a process, and what they share: cache, memory, threads.
+//!
+//! A layer is known by its zTOC, so two images that hold it read through one set of slots and one cache, with the
+//! sources of both. A layer closes when its last reader is dropped: its requests end, its memory is freed, and its
+//! cached spans stay until they are evicted or removed.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use soci_oci::{BlobSource, Digest};
+use soci_ztoc::SpanTable;
+use tokio::runtime::Handle;
+
+use crate::background::Background;
+use crate::budget::Budget;
+use crate::buffers::Buffers;
+use crate::core::LayerCore;
+use crate::demand::Demand;
+use crate::reader::LayerReader;
+use crate::recent::Recent;
+use crate::sources::SourceId;
+use crate::workers::Workers;
+use crate::{Meters, Settings, SpanCache};
+
+/// What a layer is made of.
+#[derive(Debug, Clone)]
+pub struct LayerSpec {
+    /// Digest of the zTOC.
+    pub ztoc: Digest,
+    /// Where the zTOC is stored: decoder windows are read from it as long as the layer is open.
+    pub ztoc_file: PathBuf,
+    /// Its spans, from the decoded zTOC.
+    pub spans: Arc<SpanTable>,
+}
+
+/// What layers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) cache: Arc<SpanCache>,
+    pub(crate) settings: Settings,
+    pub(crate) meters: Meters,
+    pub(crate) handle: Handle,
+    pub(crate) buffers: Arc<Buffers>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) workers: Workers,
+    pub(crate) recent: Recent,
+    pub(crate) demand: Demand,
+    pub(crate) background: Background,
+}
+
+/// The open layers.
+#[derive(Debug)]
+pub struct LayerPool {
+    shared: Arc<Shared>,
+    /// Lock order: taken first.
+    layers: Mutex<HashMap<Digest, Open>>,
+    next: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Open {
+    core: Arc<LayerCore>,
+    readers: usize,
+}
+
+/// What is in flight at a moment. All are zero when nothing is asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// Layers that are open.
+    pub layers: usize,
+    /// Spans that are fetched or inflated.
+    pub spans: usize,
+    /// Bytes that these take.
+    pub bytes: u64,
+    /// Jobs that wait for a thread or run.
+    pub jobs: usize,
+    /// Readers that wait and requests made for them.
+    pub waiting: usize,
+}
+
+impl LayerPool {
+    /// Returns a pool without layers. Its tasks run on the runtime it is called in.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn new(cache: Arc<SpanCache>, settings: Settings, meters: Meters) -> Arc<Self> {
+        let keep = usize::try_from(settings.in_flight / 2).unwrap_or(usize::MAX);
+        let shared = Shared {
+            buffers: Buffers::new(keep),
+            budget: Budget::new(settings.in_flight, settings.reserve),
+            workers: Workers::new(settings.workers),
+            recent: Recent::new(settings.recent),
+            demand: Demand::new(),
+            background: Background::new(settings.background.clone()),
+            handle: Handle::current(),
+            cache,
+            settings,
+            meters,
+        };
+        Arc::new(Self { shared: Arc::new(shared), layers: Mutex::default(), next: AtomicU64::new(1) })
+    }
+
+    /// Opens a layer, or opens it once more: then `source` joins those it has, and is asked first.
+    pub fn open(self: &Arc<Self>, spec: LayerSpec, source: Arc<dyn BlobSource>) -> Arc<LayerReader> {
+        let mut layers = self.layers.lock();
+        let open = layers.entry(spec.ztoc).or_insert_with(|| {
+            let id = self.next.fetch_add(1, Ordering::Relaxed);
+            let (file, spans) = (spec.ztoc_file.clone(), Arc::clone(&spec.spans));
+            Open {
+                core: Arc::new(LayerCore::new(id, spec.ztoc, file, spans, Arc::clone(&self.shared))),
+                readers: 0,
+            }
+        });
+        open.readers += 1;
+        let core = Arc::clone(&open.core);
+        let source = core.sources.add(source);
+        drop(layers);
+        *core.file.lock() = spec.ztoc_file;
+        Arc::new(LayerReader::new(Arc::downgrade(self), core, source))
+    }
+
+    /// Ends one reader; the last one closes the layer.
+    pub(crate) fn release(pool: &Weak<Self>, core: &Arc<LayerCore>, source: SourceId) {
+        core.sources.remove(source);
+        let Some(pool) = pool.upgrade() else { return core.close() };
+        let mut layers = pool.layers.lock();
+        let Some(open) = layers.get_mut(&core.ztoc) else { return };
+        open.readers -= 1;
+        if open.readers == 0 {
+            layers.remove(&core.ztoc);
+            drop(layers);
+            core.close();
+        }
+    }
+
+    /// Returns what is in flight.
+    pub fn gauges(&self) -> Gauges {
+        let layers = self.layers.lock();
+        Gauges {
+            layers: layers.len(),
+            spans: layers.values().map(|open| open.core.slots.len()).sum(),
+            bytes: self.shared.budget.used(),
+            jobs: self.shared.workers.busy(),
+            waiting: self.shared.demand.count(),
+        }
+    }
+
+    /// Returns the cache.
+    pub fn cache(&self) -> &Arc<SpanCache> {
+        &self.shared.cache
+    }
+
+    /// Frees memory and files that are kept only for speed: for a node that has been idle for a while.
+    pub fn trim(&self) {
+        self.shared.recent.clear();
+        self.shared.buffers.trim();
+        self.shared.cache.trim();
+    }
+}

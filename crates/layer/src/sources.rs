@@ -1,0 +1,88 @@
+//! Where the bytes of one layer may come from.
+//!
+//! Several images may hold the same layer, each with its own reference and so its own credentials. The one opened last
+//! is asked first, since its credentials are the freshest. A source goes with the snapshot that brought it.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use soci_oci::BlobSource;
+
+/// Identifies a source within its set.
+pub(crate) type SourceId = u64;
+
+/// A set of sources.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Newest last.
+    list: Vec<(SourceId, Arc<dyn BlobSource>)>,
+    /// Counts changes: a failure remembered for one generation says nothing about the next.
+    generation: u64,
+}
+
+impl Sources {
+    /// Adds a source, to be asked first. Returns its name in this set.
+    pub(crate) fn add(&self, source: Arc<dyn BlobSource>) -> SourceId {
+        let mut state = self.state.lock();
+        state.generation += 1;
+        let id = state.generation;
+        state.list.push((id, source));
+        id
+    }
+
+    /// Removes a source. Requests it serves at present go on.
+    pub(crate) fn remove(&self, id: SourceId) {
+        let mut state = self.state.lock();
+        state.generation += 1;
+        state.list.retain(|(held, _)| *held != id);
+    }
+
+    /// Returns the sources in the order to ask them; `avoid`, which gave wrong bytes, comes last.
+    pub(crate) fn in_order(&self, avoid: Option<SourceId>) -> Vec<(SourceId, Arc<dyn BlobSource>)> {
+        let mut list: Vec<_> = self.state.lock().list.iter().rev().cloned().collect();
+        list.sort_by_key(|(id, _)| Some(*id) == avoid);
+        list
+    }
+
+    /// Returns a number that changes whenever the set does.
+    pub(crate) fn generation(&self) -> u64 {
+        self.state.lock().generation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use soci_oci::{BlobStream, FetchContext, FetchError};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Empty;
+
+    #[async_trait::async_trait]
+    impl BlobSource for Empty {
+        async fn open(&self, _: Range<u64>, _: &FetchContext) -> Result<BlobStream, FetchError> {
+            Ok(Box::pin(futures::stream::empty()))
+        }
+    }
+
+    #[test]
+    fn the_newest_source_is_asked_first_and_the_suspect_last() {
+        let sources = Sources::default();
+        let ids = [(); 3].map(|()| sources.add(Arc::new(Empty)));
+        let order = |avoid| sources.in_order(avoid).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+        assert_eq!(order(None), [ids[2], ids[1], ids[0]]);
+        assert_eq!(order(Some(ids[2])), [ids[1], ids[0], ids[2]]);
+        let before = sources.generation();
+        sources.remove(ids[1]);
+        assert_eq!(order(None), [ids[2], ids[0]]);
+        assert_ne!(sources.generation(), before);
+    }
+}

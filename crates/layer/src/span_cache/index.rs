@@ -1,0 +1,115 @@
+//! What the span cache holds, in memory: sizes and last uses.
+
+use std::collections::HashMap;
+
+use soci_oci::Digest;
+use soci_ztoc::SpanId;
+
+use super::SpanKey;
+use crate::slot::SpanForm;
+
+/// The entries of all layers. A tick counts uses.
+#[derive(Debug, Default)]
+pub(super) struct CacheIndex {
+    layers: HashMap<Digest, HashMap<(SpanId, SpanForm), Known>>,
+    total: u64,
+    tick: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    bytes: u64,
+    used: u64,
+}
+
+impl CacheIndex {
+    /// Adds an entry that was just used, or replaces it.
+    pub(super) fn insert(&mut self, key: &SpanKey, bytes: u64) {
+        self.tick += 1;
+        let known = Known { bytes, used: self.tick };
+        let old = self.layers.entry(key.ztoc).or_default().insert((key.span, key.form), known);
+        self.total = self.total + bytes - old.map_or(0, |old| old.bytes);
+    }
+
+    /// Forgets an entry.
+    pub(super) fn remove(&mut self, key: &SpanKey) {
+        let Some(layer) = self.layers.get_mut(&key.ztoc) else { return };
+        if let Some(old) = layer.remove(&(key.span, key.form)) {
+            self.total -= old.bytes;
+        }
+        if layer.is_empty() {
+            self.layers.remove(&key.ztoc);
+        }
+    }
+
+    /// Forgets a layer.
+    pub(super) fn remove_layer(&mut self, ztoc: &Digest) {
+        if let Some(layer) = self.layers.remove(ztoc) {
+            self.total -= layer.values().map(|known| known.bytes).sum::<u64>();
+        }
+    }
+
+    pub(super) fn contains(&self, key: &SpanKey) -> bool {
+        self.layers.get(&key.ztoc).is_some_and(|layer| layer.contains_key(&(key.span, key.form)))
+    }
+
+    /// Marks an entry as just used. Returns whether it is there.
+    pub(super) fn touch(&mut self, key: &SpanKey) -> bool {
+        self.tick += 1;
+        let known = self.layers.get_mut(&key.ztoc).and_then(|layer| layer.get_mut(&(key.span, key.form)));
+        match known {
+            Some(known) => {
+                known.used = self.tick;
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    pub(super) fn layer_total(&self, ztoc: &Digest) -> u64 {
+        self.layers.get(ztoc).map_or(0, |layer| layer.values().map(|known| known.bytes).sum())
+    }
+
+    pub(super) fn spans(&self, ztoc: &Digest) -> Vec<SpanId> {
+        let mut spans: Vec<_> =
+            self.layers.get(ztoc).into_iter().flat_map(|layer| layer.keys().map(|(span, _)| *span)).collect();
+        spans.sort_unstable();
+        spans.dedup();
+        spans
+    }
+
+    pub(super) fn layers(&self) -> Vec<Digest> {
+        self.layers.keys().copied().collect()
+    }
+
+    /// Returns entries, least recently used first, that together hold at least `bytes`; fewer when `held` ones are in
+    /// the way.
+    pub(super) fn victims(&self, bytes: u64, held: impl Fn(&SpanKey) -> bool) -> Vec<SpanKey> {
+        let mut all: Vec<(u64, u64, SpanKey)> = self
+            .layers
+            .iter()
+            .flat_map(|(ztoc, layer)| {
+                layer.iter().map(|(&(span, form), known)| {
+                    (known.used, known.bytes, SpanKey { ztoc: *ztoc, span, form })
+                })
+            })
+            .collect();
+        all.sort_unstable_by_key(|(used, ..)| *used);
+        let mut freed = 0;
+        let mut victims = Vec::new();
+        for (_, size, key) in all {
+            if freed >= bytes {
+                break;
+            }
+            if !held(&key) {
+                freed += size;
+                victims.push(key);
+            }
+        }
+        victims
+    }
+}

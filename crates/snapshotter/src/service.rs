@@ -1,0 +1,544 @@
+//! The operations of containerd's snapshot service, as values in and values out.
+//!
+//! A Prepare that names a target is a layer being pulled. If the target is there already (a committed snapshot with this
+//! target label on this parent, which is how containerd looks for it), the answer is "already exists" before any work.
+//! Otherwise one task per (namespace, target, parent) makes the layer; see [`crate::plan`] for the ladder. Only when the
+//! layer is left to containerd does the caller's key become an active snapshot.
+//!
+//! Mounts are composed anew at each call. A lazily mounted layer that this process does not serve (after a restart, or
+//! because its mount was taken away) is brought back first, from local state.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use soci_oci::labels;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::error::chain;
+use crate::jobs::Jobs;
+use crate::mounts::{self, Mount, Parts};
+use crate::plan::{self, Intent, PullModes, Reason};
+use crate::provider::{Ancestor, LayerProvider, RestoreError, SnapshotDir};
+use crate::records::{Info, Kind, Record, Usage};
+use crate::store::{Draft, Finding, OpenError, Store, Written};
+use crate::verdict::{Observer, Outcome, Verdicts};
+use crate::{Code, Error, Filter, reclaim, usage};
+
+mod layer;
+
+/// Set on each snapshot of a pull: what became of the layer.
+pub const VERDICT_LABEL: &str = "containerd.io/snapshot/soci.verdict";
+/// How many mounts are brought back at once at start.
+const RESTORE_AT_ONCE: usize = 16;
+/// Pauses between attempts to bring back a mount that failed: the first, and the longest.
+const RESTORE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// What the operations depend on.
+pub struct Settings {
+    /// Configured ways of pulling.
+    pub modes: PullModes,
+    /// Whether overlay is mounted inside a user namespace.
+    pub userxattr: bool,
+    /// Told each verdict.
+    pub observer: Observer,
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { modes, userxattr, observer: _ } = self;
+        f.debug_struct("Settings").field("modes", modes).field("userxattr", userxattr).finish_non_exhaustive()
+    }
+}
+
+/// A Prepare or View.
+#[derive(Debug, Clone, Default)]
+pub struct Prepare {
+    /// containerd namespace of the call.
+    pub namespace: Option<String>,
+    /// Name of the new snapshot.
+    pub key: String,
+    /// What it builds on; empty for nothing.
+    pub parent: String,
+    /// Its labels.
+    pub labels: HashMap<String, String>,
+}
+
+/// A Commit.
+#[derive(Debug, Clone, Default)]
+pub struct Commit {
+    /// The active snapshot.
+    pub key: String,
+    /// Its name from then on.
+    pub name: String,
+    /// A parent, for one that has none; empty for nothing.
+    pub parent: String,
+    /// Its labels from then on.
+    pub labels: HashMap<String, String>,
+}
+
+/// An Update.
+#[derive(Debug, Clone, Default)]
+pub struct Update {
+    /// The snapshot.
+    pub name: String,
+    /// New labels.
+    pub labels: HashMap<String, String>,
+    /// Which fields to change: `labels`, `labels.<key>`; none for all that can be.
+    pub fields: Vec<String>,
+}
+
+/// How bringing back the mounts of an earlier process went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Restored {
+    /// Lazily mounted snapshots there are.
+    pub total: usize,
+    /// Those that could not be brought back and are tried again in the background.
+    pub degraded: usize,
+}
+
+/// The snapshot service of one root. Cheap to clone.
+#[derive(Clone)]
+pub struct Snapshotter(Arc<Inner>);
+
+struct Inner {
+    store: Arc<Store>,
+    provider: Arc<dyn LayerProvider>,
+    modes: PullModes,
+    userxattr: bool,
+    layers: Jobs<layer::Key, layer::Done>,
+    restores: Jobs<u64, Result<(), RestoreError>>,
+    verdicts: Verdicts,
+    removed: Notify,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl std::fmt::Debug for Snapshotter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Snapshotter").field("store", &self.0.store).finish_non_exhaustive()
+    }
+}
+
+impl Snapshotter {
+    /// Opens the snapshots beneath `root`. Blocks on the disk. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the directory is unusable, or of a later version.
+    pub fn open(
+        root: &Path,
+        provider: Arc<dyn LayerProvider>,
+        settings: Settings,
+    ) -> Result<(Self, Vec<Finding>), OpenError> {
+        let (store, findings) = Store::open(root)?;
+        let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
+        let inner = Arc::new(Inner {
+            store,
+            provider,
+            modes: settings.modes,
+            userxattr: settings.userxattr,
+            layers: Jobs::new(tracker.clone()),
+            restores: Jobs::new(tracker.clone()),
+            verdicts: Verdicts::new(settings.observer, tracker.clone(), stop.clone()),
+            removed: Notify::new(),
+            tracker,
+            stop,
+        });
+        let this = Self(inner);
+        let reclaimer = this.clone();
+        this.0.tracker.spawn(async move { reclaimer.reclaim_when_removed().await });
+        Ok((this, findings))
+    }
+
+    /// Prepare: makes an active snapshot, or the layer that the labels name.
+    ///
+    /// # Errors
+    /// [`Code::AlreadyExists`] is the success of a layer: containerd finds it under its target label.
+    pub async fn prepare(&self, request: Prepare) -> Result<Vec<Mount>, Error> {
+        check_name("key", &request.key)?;
+        match plan::intent(request.namespace.as_deref(), &request.labels)? {
+            Intent::Writable => {
+                check_id_mapping(&request.labels)?;
+                self.create(Kind::Active, request, None).await
+            }
+            Intent::Layer(layer) => self.prepare_layer(*layer, request).await,
+            Intent::Unlabelled { error } => {
+                tracing::warn!(
+                    key = %request.key,
+                    error = %chain(&error),
+                    reason = %Reason::NoLabels,
+                    "failed to prepare remote snapshot; deferring to container runtime"
+                );
+                if self.0.modes.strict {
+                    return Err(layer::refusal(Reason::NoLabels, &chain(&error)));
+                }
+                self.create(Kind::Active, request, Some(Outcome::Left(Reason::NoLabels))).await
+            }
+        }
+    }
+
+    /// View: makes a read-only snapshot.
+    ///
+    /// # Errors
+    /// containerd's.
+    pub async fn view(&self, request: Prepare) -> Result<Vec<Mount>, Error> {
+        check_name("key", &request.key)?;
+        self.create(Kind::View, request, None).await
+    }
+
+    /// Mounts: what to mount for the active snapshot or view `key`.
+    ///
+    /// # Errors
+    /// [`Code::FailedPrecondition`] for a committed one, [`Code::Unavailable`] when a layer cannot be brought back.
+    pub async fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
+        let record = self.0.store.get(key)?;
+        if record.kind == Kind::Committed {
+            let message = format!("requested snapshot {key:?} not active or view");
+            return Err(Error::new(Code::FailedPrecondition, message));
+        }
+        self.compose(&record).await
+    }
+
+    /// Commit: makes an active snapshot a committed one, with its disk usage measured.
+    ///
+    /// # Errors
+    /// containerd's.
+    pub async fn commit(&self, request: Commit) -> Result<(), Error> {
+        check_name("name", &request.name)?;
+        let store = Arc::clone(&self.0.store);
+        blocking(move || {
+            let record = store.get(&request.key).map_err(|error| {
+                Error::new(
+                    error.code(),
+                    format!("failed to get active snapshot {:?}: not found", request.key),
+                )
+            })?;
+            let usage = measure(&store.dir(record.id))?;
+            let parent = (!request.parent.is_empty()).then_some(request.parent.as_str());
+            store.commit(&request.key, &request.name, parent, kept(request.labels), usage).map(drop)
+        })
+        .await
+    }
+
+    /// Remove: the snapshot is gone when this returns, its directory soon after.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`], [`Code::FailedPrecondition`] while others build on it.
+    pub async fn remove(&self, key: &str) -> Result<(), Error> {
+        let (store, key) = (Arc::clone(&self.0.store), key.to_owned());
+        blocking(move || store.remove(&key).map(drop)).await?;
+        self.0.removed.notify_one();
+        Ok(())
+    }
+
+    /// Stat.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`].
+    pub fn stat(&self, key: &str) -> Result<Info, Error> {
+        Ok(self.0.store.get(key)?.info())
+    }
+
+    /// Update: changes labels.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`], [`Code::InvalidArgument`] for other fields.
+    pub async fn update(&self, request: Update) -> Result<Info, Error> {
+        let store = Arc::clone(&self.0.store);
+        blocking(move || {
+            let Update { name, labels, fields } = request;
+            let change =
+                |present: &mut BTreeMap<String, String>| change_labels(&name, labels, &fields, present);
+            store.update(&name, change).map(|record| record.info())
+        })
+        .await
+    }
+
+    /// List: everything that any of `filters` selects, ordered by name.
+    ///
+    /// # Errors
+    /// [`Code::InvalidArgument`] for a filter that does not parse.
+    pub fn list(&self, filters: &[String]) -> Result<Vec<Info>, Error> {
+        let filter = Filter::parse(filters)?;
+        Ok(self
+            .0
+            .store
+            .list()
+            .iter()
+            .map(|record| record.info())
+            .filter(|info| filter.matches(info))
+            .collect())
+    }
+
+    /// Usage: what a snapshot itself takes on disk; for a lazy layer, what of it is cached.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`], [`Code::Internal`] about the disk.
+    pub async fn usage(&self, key: &str) -> Result<Usage, Error> {
+        let record = self.0.store.get(key)?;
+        let dir = self.0.store.dir(record.id);
+        if record.lazy.is_some() {
+            return Ok(self.0.provider.cached(&dir).or(record.usage).unwrap_or_default());
+        }
+        match record.kind {
+            Kind::Active => blocking(move || measure(&dir)).await,
+            Kind::View | Kind::Committed => Ok(record.usage.unwrap_or_default()),
+        }
+    }
+
+    /// Cleanup: deletes directories of removed snapshots.
+    pub async fn cleanup(&self) {
+        reclaim::run(&self.0.store, &*self.0.provider).await;
+    }
+
+    /// Brings back the mounts of an earlier process, several at once, while calls are served. Those that fail are tried
+    /// again in the background.
+    pub async fn restore(&self) -> Restored {
+        let lazy: Vec<Arc<Record>> =
+            self.0.store.list().into_iter().filter(|record| record.lazy.is_some()).collect();
+        let total = lazy.len();
+        let mut degraded = Vec::new();
+        for group in lazy.chunks(RESTORE_AT_ONCE) {
+            let done = join_all(group.iter().map(|record| self.bring_back(record))).await;
+            for (record, done) in group.iter().zip(done) {
+                if let Err(error) = done {
+                    let (key, cause) = (&record.name, chain(&error));
+                    tracing::warn!(
+                        key,
+                        error = cause,
+                        "failed to restore remote snapshot {key}; it is tried again in the background"
+                    );
+                    degraded.push(Arc::clone(record));
+                }
+            }
+        }
+        let restored = Restored { total, degraded: degraded.len() };
+        if !degraded.is_empty() {
+            let this = self.clone();
+            self.0.tracker.spawn(async move { this.retry(degraded).await });
+        }
+        restored
+    }
+
+    /// Ends all background work of this service, and unmounts every layer first when `unmount`.
+    pub async fn shutdown(&self, unmount: Unmount) {
+        self.0.stop.cancel();
+        self.0.tracker.close();
+        self.0.tracker.wait().await;
+        if unmount == Unmount::No {
+            return;
+        }
+        let lazy = self.0.store.list().into_iter().filter(|record| record.lazy.is_some());
+        let released = lazy.map(|record| async move {
+            if let Err(error) = self.0.provider.release(&self.0.store.dir(record.id)).await {
+                tracing::warn!(key = %record.name, error = %chain(&error), "cannot unmount a layer");
+            }
+        });
+        join_all(released).await;
+    }
+
+    async fn reclaim_when_removed(&self) {
+        loop {
+            tokio::select! {
+                () = self.0.removed.notified() => {}
+                () = self.0.stop.cancelled() => return,
+            }
+            reclaim::run(&self.0.store, &*self.0.provider).await;
+        }
+    }
+
+    async fn retry(&self, mut degraded: Vec<Arc<Record>>) {
+        let (mut pause, longest) = RESTORE_PAUSE;
+        while !degraded.is_empty() {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.0.stop.cancelled() => return,
+            }
+            pause = (pause * 2).min(longest);
+            let mut still = Vec::new();
+            for record in degraded {
+                let exists = self.0.store.get(&record.name).is_ok_and(|now| now.id == record.id);
+                if exists && self.bring_back(&record).await.is_err() {
+                    still.push(record);
+                }
+            }
+            degraded = still;
+        }
+    }
+
+    /// Makes a writable or read-only snapshot and says how to mount it.
+    async fn create(
+        &self,
+        kind: Kind,
+        request: Prepare,
+        outcome: Option<Outcome>,
+    ) -> Result<Vec<Mount>, Error> {
+        let store = Arc::clone(&self.0.store);
+        let record = blocking(move || {
+            if store.get(&request.key).is_ok() {
+                return Err(Error::exists(&request.key));
+            }
+            let draft = store.draft((!request.parent.is_empty()).then_some(request.parent.as_str()))?;
+            own_like_parent(&store, &draft)?;
+            let mut labels = kept(request.labels);
+            if let Some(outcome) = outcome {
+                labels.insert(VERDICT_LABEL.to_owned(), layer::label(outcome));
+                labels.extend(request.namespace.map(|namespace| (labels::NAMESPACE.to_owned(), namespace)));
+            }
+            let content = Written { labels, ..Written::default() };
+            draft.write(&request.key, kind, content).map_err(|(_, error)| error)
+        })
+        .await?;
+        match self.compose(&record).await {
+            Ok(mounts) => Ok(mounts),
+            Err(error) => {
+                // The caller was told that there is no such snapshot, so there must be none.
+                if let Err(left) = self.remove(&record.name).await {
+                    tracing::warn!(key = %record.name, error = %chain(&left), "cannot remove an unusable snapshot");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn compose(&self, record: &Record) -> Result<Vec<Mount>, Error> {
+        let below = match &record.parent {
+            Some(parent) => self.0.store.chain(parent)?,
+            None => Vec::new(),
+        };
+        let served = join_all(below.iter().map(|ancestor| self.serve(ancestor))).await;
+        let lower = served.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let dir = self.0.store.dir(record.id);
+        let parts = Parts { kind: record.kind, upper: &dir.fs(), work: &dir.work(), lower: &lower };
+        Ok(mounts::compose(&parts, self.0.userxattr))
+    }
+
+    /// Returns the directory of a lower layer, mounted.
+    async fn serve(&self, ancestor: &Ancestor) -> Result<std::path::PathBuf, Error> {
+        if ancestor.record.lazy.is_none() {
+            return Ok(ancestor.dir.fs());
+        }
+        let lower = self.0.provider.lower(&ancestor.dir);
+        if lower.served {
+            return Ok(lower.path);
+        }
+        self.bring_back(&ancestor.record).await.map_err(|error| {
+            let id = ancestor.dir.id();
+            tracing::warn!(key = %ancestor.record.name, error = %chain(&error), "layer is unavailable");
+            Error::because(Code::Unavailable, format!("layer \"{id}\" unavailable: unavailable"), error)
+        })?;
+        Ok(self.0.provider.lower(&ancestor.dir).path)
+    }
+
+    async fn bring_back(&self, record: &Arc<Record>) -> Result<(), RestoreError> {
+        let (inner, record) = (Arc::clone(&self.0), Arc::clone(record));
+        let id = record.id;
+        let restore = move || async move {
+            let dir = inner.store.dir(id);
+            match &record.lazy {
+                Some(lazy) if !inner.provider.lower(&dir).served => inner.provider.restore(lazy, &dir).await,
+                _ => Ok(()),
+            }
+        };
+        let lost = |_| RestoreError { message: "restoring the mount ended without a result".to_owned() };
+        self.0.restores.run(id, restore).await.map_err(lost)?
+    }
+}
+
+/// Whether mounts go or stay at shutdown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unmount {
+    /// They go.
+    Yes,
+    /// They stay, for the next process to replace.
+    No,
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::because(Code::Internal, "the operation ended without a result", error)),
+    }
+}
+
+fn check_name(what: &str, name: &str) -> Result<(), Error> {
+    if name.is_empty() {
+        return Err(Error::new(Code::InvalidArgument, format!("snapshot {what} is empty")));
+    }
+    Ok(())
+}
+
+/// Mapped owners come with user namespaces; until then a client that relies on them must hear so.
+fn check_id_mapping(request: &HashMap<String, String>) -> Result<(), Error> {
+    let mapped = |label| request.get(label).is_some_and(|mapping| !mapping.is_empty());
+    if mapped(labels::UID_MAPPING) && mapped(labels::GID_MAPPING) {
+        let message = "snapshots with mapped owners are not supported: remove the capabilities \"remap-ids\" and \
+                       \"multi-remap-ids\" of the proxy plugin from containerd's configuration";
+        return Err(Error::new(Code::Unimplemented, message));
+    }
+    Ok(())
+}
+
+/// containerd's stores drop labels with an empty value.
+fn kept(labels: HashMap<String, String>) -> BTreeMap<String, String> {
+    labels.into_iter().filter(|(_, value)| !value.is_empty()).collect()
+}
+
+fn change_labels(
+    name: &str,
+    mut wanted: HashMap<String, String>,
+    fields: &[String],
+    present: &mut BTreeMap<String, String>,
+) -> Result<(), Error> {
+    if fields.is_empty() {
+        *present = kept(wanted);
+        return Ok(());
+    }
+    for field in fields {
+        if field == "labels" {
+            *present = kept(wanted.clone());
+        } else if let Some(key) = field.strip_prefix("labels.") {
+            match wanted.remove(key).filter(|value| !value.is_empty()) {
+                Some(value) => present.insert(key.to_owned(), value),
+                None => present.remove(key),
+            };
+        } else {
+            let message = format!("cannot update {field:?} field on snapshot {name:?}");
+            return Err(Error::new(Code::InvalidArgument, message));
+        }
+    }
+    Ok(())
+}
+
+fn measure(dir: &SnapshotDir) -> Result<Usage, Error> {
+    usage::of(&dir.fs())
+        .map_err(|error| Error::because(Code::Internal, format!("measure snapshot {}", dir.id()), error))
+}
+
+/// Gives the new directory the owner of the layer below, as containerd's overlay does.
+fn own_like_parent(store: &Store, draft: &Draft) -> Result<(), Error> {
+    let Some(parent) = draft.parent() else { return Ok(()) };
+    let record = store.get(parent)?;
+    let fs = store.dir(record.id).fs();
+    let error =
+        |error| Error::because(Code::Internal, format!("owner of snapshot {}", draft.dir().id()), error);
+    let (uid, gid) = match &record.lazy {
+        // Never asked of the mount itself.
+        Some(lazy) => (lazy.root.uid, lazy.root.gid),
+        None => {
+            use std::os::unix::fs::MetadataExt;
+            let found = std::fs::symlink_metadata(&fs).map_err(error)?;
+            (found.uid(), found.gid())
+        }
+    };
+    std::os::unix::fs::lchown(draft.dir().fs(), Some(uid), Some(gid)).map_err(error)
+}
+
+#[cfg(test)]
+mod tests;

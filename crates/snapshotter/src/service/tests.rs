@@ -1,0 +1,454 @@
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use soci_oci::Digest;
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::plan::{ImageFacts, LayerFacts, LayerRequest, ResolveError, ResolveErrorKind};
+use crate::provider::{LazyError, Lower, MountRecord, ReleaseError, SetbackKind, UnpackError};
+use crate::records::tests::mount_record;
+use crate::verdict::Verdict;
+
+/// A provider that does what its script says and counts.
+#[derive(Debug, Default)]
+struct Script {
+    no_index: Mutex<Option<ResolveErrorKind>>,
+    no_ztoc: Mutex<bool>,
+    lazy_fails: Mutex<bool>,
+    unpack_fails: Mutex<bool>,
+    restore_fails: Mutex<bool>,
+    /// Lazy mounts wait for a permit.
+    gate: Option<Semaphore>,
+    mounted: Mutex<HashSet<u64>>,
+    facts: AtomicUsize,
+    mounts: AtomicUsize,
+    unpacks: AtomicUsize,
+    restores: AtomicUsize,
+    releases: AtomicUsize,
+}
+
+#[async_trait]
+impl LayerProvider for Script {
+    async fn facts(&self, _: &LayerRequest) -> Result<ImageFacts, ResolveError> {
+        self.facts.fetch_add(1, Ordering::Relaxed);
+        if let Some(kind) = *self.no_index.lock() {
+            return Err(ResolveError { kind, message: "scripted".into() });
+        }
+        let layer = LayerFacts { size: Some(100), has_ztoc: !*self.no_ztoc.lock() };
+        Ok(ImageFacts { index: Digest::of(b"index"), layers: 2, layer })
+    }
+
+    async fn mount_lazy(
+        &self,
+        _: &LayerRequest,
+        _: &[Ancestor],
+        at: &SnapshotDir,
+    ) -> Result<MountRecord, LazyError> {
+        self.mounts.fetch_add(1, Ordering::Relaxed);
+        if let Some(gate) = &self.gate {
+            let _ = gate.acquire().await;
+        }
+        assert!(at.fs().is_dir());
+        if *self.lazy_fails.lock() {
+            return Err(LazyError { kind: SetbackKind::Malformed, message: "scripted".into() });
+        }
+        self.mounted.lock().insert(at.id());
+        Ok(mount_record())
+    }
+
+    async fn unpack(&self, _: &LayerRequest, _: &[Ancestor], at: &SnapshotDir) -> Result<Usage, UnpackError> {
+        self.unpacks.fetch_add(1, Ordering::Relaxed);
+        if *self.unpack_fails.lock() {
+            return Err(UnpackError { kind: SetbackKind::Unavailable, message: "scripted".into() });
+        }
+        std::fs::write(at.fs().join("file"), b"unpacked").unwrap();
+        Ok(Usage { size: 8, inodes: 2 })
+    }
+
+    async fn restore(&self, _: &MountRecord, at: &SnapshotDir) -> Result<(), RestoreError> {
+        self.restores.fetch_add(1, Ordering::Relaxed);
+        if *self.restore_fails.lock() {
+            return Err(RestoreError { message: "scripted".into() });
+        }
+        self.mounted.lock().insert(at.id());
+        Ok(())
+    }
+
+    fn lower(&self, at: &SnapshotDir) -> Lower {
+        Lower { path: at.fs(), served: self.mounted.lock().contains(&at.id()) }
+    }
+
+    async fn release(&self, at: &SnapshotDir) -> Result<(), ReleaseError> {
+        self.releases.fetch_add(1, Ordering::Relaxed);
+        self.mounted.lock().remove(&at.id());
+        Ok(())
+    }
+}
+
+struct Bench {
+    root: tempfile::TempDir,
+    script: Arc<Script>,
+    snapshotter: Snapshotter,
+    verdicts: Arc<Mutex<Vec<Verdict>>>,
+}
+
+impl Bench {
+    fn new(script: Script, modes: PullModes) -> Self {
+        Self::reopen(tempfile::tempdir().unwrap(), Arc::new(script), modes)
+    }
+
+    fn reopen(root: tempfile::TempDir, script: Arc<Script>, modes: PullModes) -> Self {
+        let verdicts = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&verdicts);
+        let observer: Observer = Arc::new(move |verdict| sink.lock().push(verdict.clone()));
+        let settings = Settings { modes, userxattr: false, observer };
+        let (snapshotter, findings) = Snapshotter::open(root.path(), script.clone(), settings).unwrap();
+        assert!(findings.is_empty());
+        Self { root, script, snapshotter, verdicts }
+    }
+
+    async fn prepare(&self, key: &str, parent: &str, target: Option<&str>) -> Result<Vec<Mount>, Error> {
+        self.snapshotter.prepare(request("k8s.io", key, parent, target)).await
+    }
+
+    async fn pull(&self, key: &str, parent: &str, target: &str) {
+        let error = self.prepare(key, parent, Some(target)).await.unwrap_err();
+        assert_eq!(error.code(), Code::AlreadyExists, "{error:?}");
+    }
+
+    fn path(&self, inner: &str) -> String {
+        self.root.path().join("snapshots").join(inner).display().to_string()
+    }
+}
+
+fn request(namespace: &str, key: &str, parent: &str, target: Option<&str>) -> Prepare {
+    let mut labels = HashMap::new();
+    if let Some(target) = target {
+        let layer = Digest::of(target.as_bytes()).to_string();
+        for (label, value) in [
+            (labels::TARGET, target),
+            (labels::IMAGE_REF, "reg.example/a:1"),
+            (labels::MANIFEST_DIGEST, &Digest::of(b"manifest").to_string()),
+            (labels::LAYER_DIGEST, &layer),
+        ] {
+            labels.insert(label.to_owned(), value.to_owned());
+        }
+    }
+    Prepare { namespace: Some(namespace.into()), key: key.into(), parent: parent.into(), labels }
+}
+
+#[tokio::test]
+async fn a_lazy_layer_is_committed_and_found_as_containerd_looks_for_it() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    bench.pull("k2", "sha256:one", "sha256:two").await;
+    let filter = r#"labels."containerd.io/snapshot.ref"==sha256:two,parent=="sha256:one""#.to_owned();
+    let found = bench.snapshotter.list(&[filter]).unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].name.as_str(), found[0].kind), ("sha256:two", Kind::Committed));
+    let label = |label: &str| found[0].labels.get(label).map(String::as_str);
+    assert_eq!(label(labels::REMOTE), Some("remote snapshot"));
+    assert_eq!(label(labels::NAMESPACE), Some("k8s.io"));
+    assert_eq!(label(labels::HAS_INDEX), Some("true"));
+    assert_eq!(label(VERDICT_LABEL), Some("lazy"));
+    assert!(bench.snapshotter.stat("k2").is_err(), "the key is not used");
+    let mounts = bench.prepare("container", "sha256:two", None).await.unwrap();
+    let options = format!(
+        "workdir={},upperdir={},lowerdir={}:{}",
+        bench.path("3/work"),
+        bench.path("3/fs"),
+        bench.path("2/fs"),
+        bench.path("1/fs")
+    );
+    assert_eq!(
+        mounts,
+        [Mount {
+            kind: "overlay",
+            source: "overlay".into(),
+            options: options.split(',').map(str::to_owned).collect()
+        }]
+    );
+    assert_eq!(bench.verdicts.lock().len(), 1);
+    assert_eq!(bench.verdicts.lock()[0].to_string(), "image reg.example/a:1: lazy (2 lazy)");
+}
+
+#[tokio::test]
+async fn an_existing_target_is_answered_before_any_work() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    bench.pull("other", "", "sha256:one").await;
+    let error = bench.snapshotter.prepare(request("other", "x", "", Some("sha256:one"))).await.unwrap_err();
+    assert_eq!(error.code(), Code::AlreadyExists, "another namespace shares it");
+    assert_eq!(bench.script.facts.load(Ordering::Relaxed), 1);
+    assert_eq!(bench.snapshotter.list(&[]).unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_target_on_another_parent_is_another_snapshot() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    for base in ["a", "b"] {
+        bench.prepare(base, "", None).await.unwrap();
+        let commit = Commit { key: base.into(), name: format!("{base}-done"), ..Commit::default() };
+        bench.snapshotter.commit(commit).await.unwrap();
+        bench.pull("k", &format!("{base}-done"), "sha256:top").await;
+        let filter = format!(r#"labels."containerd.io/snapshot.ref"==sha256:top,parent=="{base}-done""#);
+        assert_eq!(bench.snapshotter.list(&[filter]).unwrap().len(), 1, "{base}");
+    }
+}
+
+#[tokio::test]
+async fn the_ladder_ends_in_a_container_that_starts() {
+    for (no_index, lazy_fails, no_ztoc, unpack_fails, expected, word) in [
+        (None, false, true, false, Code::AlreadyExists, "unpacked: no-ztoc"),
+        (None, true, false, false, Code::AlreadyExists, "unpacked: mount-failed"),
+        (None, true, false, true, Code::NotFound, "left to containerd: mount-failed"),
+        (None, false, true, true, Code::NotFound, "left to containerd: unpack-failed"),
+        (Some(ResolveErrorKind::None), false, false, false, Code::NotFound, "left to containerd: no-index"),
+        (
+            Some(ResolveErrorKind::Denied),
+            false,
+            false,
+            false,
+            Code::NotFound,
+            "left to containerd: index-denied",
+        ),
+    ] {
+        let script = Script {
+            no_index: Mutex::new(no_index),
+            lazy_fails: Mutex::new(lazy_fails),
+            no_ztoc: Mutex::new(no_ztoc),
+            unpack_fails: Mutex::new(unpack_fails),
+            ..Script::default()
+        };
+        let bench = Bench::new(script, PullModes::default());
+        let result = bench.prepare("key", "", Some("sha256:one")).await;
+        let name = match &result {
+            Ok(mounts) => {
+                assert_eq!(expected, Code::NotFound, "{word}");
+                assert_eq!(mounts[0].kind, "bind");
+                let upper = std::path::PathBuf::from(&mounts[0].source);
+                assert_eq!(std::fs::read_dir(upper).unwrap().count(), 0, "nothing partial is handed over");
+                "key"
+            }
+            Err(error) => {
+                assert_eq!(error.code(), expected, "{error:?}");
+                "sha256:one"
+            }
+        };
+        let info = bench.snapshotter.stat(name).unwrap();
+        assert_eq!(info.labels.get(VERDICT_LABEL).map(String::as_str), Some(word));
+        assert!(!info.labels.contains_key(labels::REMOTE), "{word}");
+        assert!(bench.script.mounted.lock().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn an_unpacked_layer_reports_what_it_takes() {
+    let script = Script { no_ztoc: Mutex::new(true), ..Script::default() };
+    let bench = Bench::new(script, PullModes::default());
+    bench.pull("k", "", "t").await;
+    assert_eq!(bench.snapshotter.usage("t").await.unwrap(), Usage { size: 8, inodes: 2 });
+}
+
+#[tokio::test]
+async fn strict_refuses_each_fallback_with_its_code() {
+    let strict = PullModes { strict: true, ..PullModes::default() };
+    for (no_index, lazy_fails, unlabelled, code, reason) in [
+        (Some(ResolveErrorKind::None), false, false, Code::FailedPrecondition, "(no-index)"),
+        (Some(ResolveErrorKind::Missing), false, false, Code::NotFound, "(index-missing)"),
+        (Some(ResolveErrorKind::Unavailable), false, false, Code::Unavailable, "(index-unavailable)"),
+        (None, true, false, Code::Unavailable, "(mount-failed)"),
+        (None, false, true, Code::FailedPrecondition, "(no-labels)"),
+    ] {
+        let script = Script {
+            no_index: Mutex::new(no_index),
+            lazy_fails: Mutex::new(lazy_fails),
+            ..Script::default()
+        };
+        let bench = Bench::new(script, strict.clone());
+        let mut request = request("k8s.io", "key", "", Some("sha256:one"));
+        if unlabelled {
+            request.labels.remove(labels::IMAGE_REF);
+        }
+        let error = bench.snapshotter.prepare(request).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.to_string().contains(reason), "{error}");
+        assert!(bench.snapshotter.list(&[]).unwrap().is_empty());
+        assert_eq!(bench.script.unpacks.load(Ordering::Relaxed), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_hundred_concurrent_prepares_with_cancels_mount_once() {
+    let script = Script { gate: Some(Semaphore::new(0)), ..Script::default() };
+    let bench = Bench::new(script, PullModes::default());
+    let calls: Vec<_> = (0..100)
+        .map(|number| {
+            let snapshotter = bench.snapshotter.clone();
+            let request = request("k8s.io", &format!("k{number}"), "", Some("sha256:one"));
+            tokio::spawn(async move { snapshotter.prepare(request).await })
+        })
+        .collect();
+    while bench.script.mounts.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    for call in calls.iter().step_by(3) {
+        call.abort();
+    }
+    bench.script.gate.as_ref().unwrap().close();
+    for call in calls {
+        match call.await {
+            Ok(result) => assert_eq!(result.unwrap_err().code(), Code::AlreadyExists),
+            Err(cancelled) => assert!(cancelled.is_cancelled()),
+        }
+    }
+    assert_eq!(bench.script.mounts.load(Ordering::Relaxed), 1);
+    assert_eq!(bench.snapshotter.list(&[]).unwrap().len(), 1);
+    assert!(bench.snapshotter.0.layers.is_empty());
+}
+
+#[tokio::test]
+async fn a_restart_serves_at_once_and_mounts_again_without_resolving() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    bench.pull("k2", "sha256:one", "sha256:two").await;
+    bench.prepare("container", "sha256:two", None).await.unwrap();
+    bench.snapshotter.shutdown(Unmount::No).await;
+    let Bench { root, script, .. } = bench;
+    assert_eq!(script.releases.load(Ordering::Relaxed), 0, "mounts stay for the next process");
+    let script = Arc::new(Script::default());
+    let bench = Bench::reopen(root, script, PullModes::default());
+    assert_eq!(
+        bench.snapshotter.mounts("container").await.unwrap()[0].kind,
+        "overlay",
+        "brought back on demand"
+    );
+    assert_eq!(bench.snapshotter.restore().await, Restored { total: 2, degraded: 0 });
+    assert_eq!(bench.script.restores.load(Ordering::Relaxed), 2, "each once");
+    assert_eq!(bench.script.facts.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_that_cannot_be_restored_is_unavailable_until_it_can() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    bench.snapshotter.shutdown(Unmount::Yes).await;
+    assert_eq!(bench.script.releases.load(Ordering::Relaxed), 1);
+    let script = Script { restore_fails: Mutex::new(true), ..Script::default() };
+    let bench = Bench::reopen(bench.root, Arc::new(script), PullModes::default());
+    assert_eq!(bench.snapshotter.restore().await, Restored { total: 1, degraded: 1 });
+    let error = bench.prepare("container", "sha256:one", None).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+    assert!(bench.snapshotter.stat("container").is_err(), "a refused key does not exist");
+    assert!(bench.prepare("plain", "", None).await.is_ok(), "others are served");
+    *bench.script.restore_fails.lock() = false;
+    while bench.script.mounted.lock().is_empty() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(bench.prepare("container", "sha256:one", None).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_removed_layer_is_released_and_its_directory_deleted() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    bench.prepare("container", "sha256:one", None).await.unwrap();
+    assert_eq!(bench.snapshotter.remove("sha256:one").await.unwrap_err().code(), Code::FailedPrecondition);
+    bench.snapshotter.remove("container").await.unwrap();
+    bench.snapshotter.remove("sha256:one").await.unwrap();
+    assert_eq!(bench.snapshotter.remove("sha256:one").await.unwrap_err().code(), Code::NotFound);
+    bench.snapshotter.cleanup().await;
+    assert!(bench.script.mounted.lock().is_empty());
+    let snapshots = bench.root.path().join("snapshots");
+    while std::fs::read_dir(&snapshots).unwrap().count() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn labels_change_by_field_mask() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.prepare("a", "", None).await.unwrap();
+    let update = |fields: &[&str], labels: &[(&str, &str)]| Update {
+        name: "a".into(),
+        labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        fields: fields.iter().map(|field| (*field).to_owned()).collect(),
+    };
+    let labels = |info: Info| -> Vec<String> {
+        info.labels.iter().map(|(key, value)| format!("{key}={value}")).collect()
+    };
+    for (fields, wanted, expected) in [
+        (&[][..], &[("x", "1"), ("y", "2"), ("empty", "")][..], &["x=1", "y=2"][..]),
+        (&["labels.x"], &[("x", "3"), ("y", "9")], &["x=3", "y=2"]),
+        (&["labels.y"], &[], &["x=3"]),
+        (&["labels.a.b", "labels.x"], &[("a.b", "dot")], &["a.b=dot"]),
+        (&["labels"], &[("z", "1")], &["z=1"]),
+    ] {
+        let info = bench.snapshotter.update(update(fields, wanted)).await.unwrap();
+        assert_eq!(labels(info), expected, "{fields:?}");
+    }
+    let error = bench.snapshotter.update(update(&["name"], &[])).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert_eq!(labels(bench.snapshotter.stat("a").unwrap()), ["z=1"], "a refused update changes nothing");
+}
+
+#[tokio::test]
+async fn errors_are_containerds() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.prepare("active", "", None).await.unwrap();
+    let code = |result: Result<Vec<Mount>, Error>| result.unwrap_err().code();
+    assert_eq!(code(bench.prepare("active", "", None).await), Code::AlreadyExists);
+    assert_eq!(code(bench.prepare("x", "missing", None).await), Code::NotFound);
+    assert_eq!(code(bench.prepare("x", "active", None).await), Code::InvalidArgument);
+    assert_eq!(code(bench.prepare("", "", None).await), Code::InvalidArgument);
+    assert_eq!(code(bench.snapshotter.mounts("missing").await), Code::NotFound);
+    let commit = |key: &str, name: &str| Commit { key: key.into(), name: name.into(), ..Commit::default() };
+    assert_eq!(bench.snapshotter.commit(commit("missing", "n")).await.unwrap_err().code(), Code::NotFound);
+    bench.snapshotter.commit(commit("active", "done")).await.unwrap();
+    assert_eq!(code(bench.snapshotter.mounts("done").await), Code::FailedPrecondition);
+    assert_eq!(
+        bench.snapshotter.commit(commit("done", "n")).await.unwrap_err().code(),
+        Code::FailedPrecondition
+    );
+    let mut mapped = request("k8s.io", "m", "", None);
+    for label in [labels::UID_MAPPING, labels::GID_MAPPING] {
+        mapped.labels.insert(label.into(), "0:1000:10".into());
+    }
+    assert_eq!(code(bench.snapshotter.prepare(mapped).await), Code::Unimplemented);
+    let mut nowhere = request("", "n", "", Some("t"));
+    nowhere.namespace = None;
+    let error = bench.snapshotter.prepare(nowhere).await.unwrap_err();
+    assert!(error.to_string().contains("context has no namespace attached"), "{error}");
+}
+
+#[tokio::test]
+async fn a_container_on_a_lazy_layer_has_the_owner_the_record_says() {
+    use std::os::unix::fs::MetadataExt;
+    if !rustix::process::geteuid().is_root() {
+        panic!("needs root: directories get the owner of the layer below");
+    }
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    bench.prepare("container", "sha256:one", None).await.unwrap();
+    let found = std::fs::metadata(bench.path("2/fs")).unwrap();
+    assert_eq!((found.uid(), found.gid()), (1, 2));
+}
+
+#[tokio::test]
+async fn usage_of_an_active_snapshot_is_what_its_files_take() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.prepare("a", "", None).await.unwrap();
+    std::fs::write(std::path::PathBuf::from(bench.path("1/fs")).join("f"), vec![1; 8192]).unwrap();
+    let usage = bench.snapshotter.usage("a").await.unwrap();
+    assert_eq!(usage.inodes, 2);
+    assert!(usage.size >= 8192);
+    bench
+        .snapshotter
+        .commit(Commit { key: "a".into(), name: "c".into(), ..Commit::default() })
+        .await
+        .unwrap();
+    assert_eq!(bench.snapshotter.usage("c").await.unwrap(), usage);
+}

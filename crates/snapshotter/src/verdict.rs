@@ -1,0 +1,291 @@
+//! One verdict per pull: what became of an image's layers, and why.
+//!
+//! Layers of a pull arrive one by one. The verdict is given as soon as it is certain: when each layer of the manifest has
+//! an outcome, when an image is left to containerd as a whole, or when nothing more came for [`IDLE`]. It is given once;
+//! an image pulled again later gets a new one.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use soci_oci::Digest;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::plan::{LayerRequest, Reason};
+
+/// How long to wait for further layers of a pull.
+pub const IDLE: Duration = Duration::from_secs(10);
+
+/// What became of one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// Mounted lazily.
+    Lazy,
+    /// It was there already.
+    Present,
+    /// Unpacked by us.
+    Unpacked(Reason),
+    /// Left to containerd.
+    Left(Reason),
+    /// Refused, under `strict`.
+    Refused(Reason),
+}
+
+/// What became of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// containerd namespace of the pull.
+    pub namespace: String,
+    /// The image.
+    pub image: String,
+    /// Digest of its manifest.
+    pub manifest: Digest,
+    /// Layers mounted lazily.
+    pub lazy: usize,
+    /// Layers that were there already.
+    pub present: usize,
+    /// Layers unpacked by us.
+    pub unpacked: usize,
+    /// Layers left to containerd.
+    pub left: usize,
+    /// Layers refused.
+    pub refused: usize,
+    /// Why layers are not lazy, the weightiest reason first.
+    pub reasons: Vec<Reason>,
+    /// The first error that led to a fallback.
+    pub cause: Option<String>,
+    /// From the first layer to the last.
+    pub elapsed: Duration,
+}
+
+impl Verdict {
+    /// Returns the verdict in one word or two: a bounded set, fit for a metric's label.
+    pub fn word(&self) -> &'static str {
+        match (self.lazy + self.present, self.unpacked, self.left, self.refused) {
+            (_, _, _, 1..) => "refused",
+            (0, 0, _, _) => "left to containerd",
+            (_, _, 1.., _) => "partly left to containerd",
+            (0, _, _, _) => "unpacked",
+            (_, _, _, _) => "lazy",
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "image {}: {}", self.image, self.word())?;
+        let counts = [
+            (self.lazy, "lazy"),
+            (self.present, "present"),
+            (self.unpacked, "unpacked"),
+            (self.left, "left to containerd"),
+            (self.refused, "refused"),
+        ];
+        let counts: Vec<String> = counts
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        write!(f, " ({})", counts.join(", "))?;
+        if let Some(reason) = self.reasons.first() {
+            write!(f, ", because of {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Called with each verdict.
+pub type Observer = Arc<dyn Fn(&Verdict) + Send + Sync>;
+
+/// Collects outcomes until a verdict can be given.
+pub struct Verdicts {
+    pulls: Arc<Mutex<HashMap<Key, Pull>>>,
+    observer: Observer,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+type Key = (String, Digest);
+
+struct Pull {
+    image: String,
+    outcomes: HashMap<Digest, Outcome>,
+    layers: Option<usize>,
+    cause: Option<String>,
+    first: Instant,
+    last: Instant,
+    given: bool,
+}
+
+impl Verdicts {
+    /// Returns a collector that tells `observer`, with its timers counted by `tracker` until `stop`.
+    pub fn new(observer: Observer, tracker: TaskTracker, stop: CancellationToken) -> Self {
+        Self { pulls: Arc::default(), observer, tracker, stop }
+    }
+
+    /// Notes what became of `layer`, of an image of `layers` layers where that is known.
+    pub fn note(&self, layer: &LayerRequest, outcome: Outcome, layers: Option<usize>, cause: Option<String>) {
+        let key = (layer.namespace.clone(), layer.manifest);
+        let now = Instant::now();
+        let (verdict, new) = {
+            let mut pulls = self.pulls.lock();
+            let mut new = false;
+            let pull = pulls.entry(key.clone()).or_insert_with(|| {
+                new = true;
+                Pull {
+                    image: layer.image.to_string(),
+                    outcomes: HashMap::new(),
+                    layers: None,
+                    cause: None,
+                    first: now,
+                    last: now,
+                    given: false,
+                }
+            });
+            pull.last = now;
+            pull.layers = layers.or(pull.layers);
+            pull.outcomes.insert(layer.layer, outcome);
+            pull.cause = pull.cause.take().or(cause);
+            let whole = matches!(outcome, Outcome::Left(_) | Outcome::Refused(_)) && pull.layers.is_none();
+            let complete = whole || pull.layers.is_some_and(|layers| pull.outcomes.len() >= layers);
+            let verdict = (complete && !pull.given).then(|| {
+                pull.given = true;
+                pull.verdict(&key)
+            });
+            (verdict, new)
+        };
+        if let Some(verdict) = verdict {
+            (self.observer)(&verdict);
+        }
+        if new {
+            self.watch(key);
+        }
+    }
+
+    fn watch(&self, key: Key) {
+        let (pulls, observer, stop) =
+            (Arc::clone(&self.pulls), Arc::clone(&self.observer), self.stop.clone());
+        self.tracker.spawn(async move {
+            let verdict = loop {
+                let Some(last) = pulls.lock().get(&key).map(|pull| pull.last) else { return };
+                tokio::select! {
+                    () = tokio::time::sleep_until(last + IDLE) => {}
+                    () = stop.cancelled() => return,
+                }
+                let mut pulls = pulls.lock();
+                if pulls.get(&key).is_none_or(|pull| pull.last.elapsed() >= IDLE) {
+                    break pulls.remove(&key).filter(|pull| !pull.given).map(|pull| pull.verdict(&key));
+                }
+            };
+            if let Some(verdict) = verdict {
+                observer(&verdict);
+            }
+        });
+    }
+}
+
+impl fmt::Debug for Verdicts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verdicts").finish_non_exhaustive()
+    }
+}
+
+impl Pull {
+    fn verdict(&self, key: &Key) -> Verdict {
+        let mut verdict = Verdict {
+            namespace: key.0.clone(),
+            image: self.image.clone(),
+            manifest: key.1,
+            lazy: 0,
+            present: 0,
+            unpacked: 0,
+            left: 0,
+            refused: 0,
+            reasons: Vec::new(),
+            cause: self.cause.clone(),
+            elapsed: self.last - self.first,
+        };
+        let mut reasons = BTreeMap::new();
+        for outcome in self.outcomes.values() {
+            let (count, weight) = match outcome {
+                Outcome::Lazy => (&mut verdict.lazy, None),
+                Outcome::Present => (&mut verdict.present, None),
+                Outcome::Unpacked(reason) => (&mut verdict.unpacked, Some((2, reason))),
+                Outcome::Left(reason) => (&mut verdict.left, Some((1, reason))),
+                Outcome::Refused(reason) => (&mut verdict.refused, Some((0, reason))),
+            };
+            *count += 1;
+            if let Some((weight, reason)) = weight {
+                let least = reasons.entry(*reason).or_insert(weight);
+                *least = weight.min(*least);
+            }
+        }
+        verdict.reasons = reasons.keys().copied().collect();
+        verdict.reasons.sort_by_key(|reason| reasons.get(reason).copied());
+        verdict
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::layer;
+
+    fn collect() -> (Verdicts, Arc<Mutex<Vec<Verdict>>>) {
+        let given = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&given);
+        let observer: Observer = Arc::new(move |verdict| sink.lock().push(verdict.clone()));
+        (Verdicts::new(observer, TaskTracker::new(), CancellationToken::new()), given)
+    }
+
+    fn numbered(number: u8) -> LayerRequest {
+        LayerRequest { layer: Digest::of(&[number]), ..layer() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_complete_image_has_its_verdict_at_once_and_once() {
+        let (verdicts, given) = collect();
+        verdicts.note(&numbered(1), Outcome::Lazy, Some(3), None);
+        verdicts.note(&numbered(2), Outcome::Unpacked(Reason::NoZtoc), Some(3), None);
+        assert_eq!(given.lock().len(), 0);
+        verdicts.note(&numbered(3), Outcome::Lazy, Some(3), None);
+        verdicts.note(&numbered(3), Outcome::Present, Some(3), None);
+        tokio::time::sleep(3 * IDLE).await;
+        let given = given.lock();
+        assert_eq!(given.len(), 1);
+        assert_eq!(
+            given[0].to_string(),
+            "image reg.example/a:1: lazy (2 lazy, 1 unpacked), because of no-ztoc"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_image_without_index_is_one_verdict_however_many_layers_come() {
+        let (verdicts, given) = collect();
+        for number in 0..50 {
+            verdicts.note(&numbered(number), Outcome::Left(Reason::NoIndex), None, Some("no index".into()));
+        }
+        tokio::time::sleep(3 * IDLE).await;
+        assert_eq!(given.lock().len(), 1);
+        assert_eq!(given.lock()[0].word(), "left to containerd");
+        assert_eq!(given.lock()[0].cause.as_deref(), Some("no index"));
+        verdicts.note(&numbered(0), Outcome::Left(Reason::NoIndex), None, None);
+        assert_eq!(given.lock().len(), 2, "pulled again later");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pull_that_stops_midway_has_its_verdict_when_idle() {
+        let (verdicts, given) = collect();
+        verdicts.note(&numbered(1), Outcome::Lazy, Some(3), None);
+        tokio::time::sleep(IDLE / 2).await;
+        verdicts.note(&numbered(2), Outcome::Left(Reason::UnpackFailed), Some(3), None);
+        tokio::time::sleep(IDLE / 2 + Duration::from_secs(1)).await;
+        assert_eq!(given.lock().len(), 0);
+        tokio::time::sleep(IDLE).await;
+        assert_eq!(given.lock()[0].word(), "partly left to containerd");
+    }
+}

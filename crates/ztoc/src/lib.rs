@@ -1,7 +1,7 @@
 //! Decode, validate, build and encode zTOCs; map offsets to spans; resume deflate at a checkpoint.
 //!
 //! A zTOC describes one layer of an image: the files in its tar ([`Ztoc::entries`]), and spans, pieces that can be
-//! fetched, verified and decompressed on their own ([`SpanTable`]). [`ZtocBuilder`](builder::ZtocBuilder) makes one from
+//! fetched, verified and decompressed on their own ([`SpanTable`]). [`ZtocBuilder`] makes one from
 //! a layer in a single pass; [`SpanInflate`] turns a span's compressed bytes into bytes of the tar; [`mod@tar`] is the
 //! project's only tar parser.
 //!
@@ -10,6 +10,8 @@
 //!
 //! The format is described in `docs/ztoc-format.md`; what is written here is byte for byte what the Go SOCI tools write.
 
+mod builder;
+mod encode;
 mod entry;
 mod error;
 mod inflate;
@@ -25,6 +27,7 @@ mod wire;
 mod zinfo;
 mod ztoc;
 
+pub use builder::{BuildError, BuildOptions, BuiltZtoc, ZtocBuilder};
 pub use entry::{Entry, EntryKind, XATTR_PREFIX};
 pub use error::{EntryFault, ZtocError};
 pub use limits::DecodeLimits;

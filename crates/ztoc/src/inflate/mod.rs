@@ -44,7 +44,6 @@ pub(crate) enum Until {
     /// Input used up or output full.
     Full,
     /// That, or at the next boundary of a deflate block, or after a gzip header.
-    #[expect(dead_code, reason = "the builder uses it")]
     Block,
 }
 

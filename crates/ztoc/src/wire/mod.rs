@@ -5,6 +5,7 @@
 
 pub(crate) mod read;
 pub(crate) mod schema;
+pub(crate) mod write;
 
 pub use read::WireFault;
 pub(crate) use read::{Table, Tables};

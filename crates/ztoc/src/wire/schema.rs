@@ -1,5 +1,4 @@
 //! Slot numbers of the tables in a zTOC. Source: `docs/ztoc-format.md`, "Container".
-#![expect(dead_code, reason = "the writer uses the rest")]
 
 /// The root table.
 pub(crate) mod ztoc {

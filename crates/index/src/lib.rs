@@ -1,1 +1,23 @@
 //! SOCI indexes v1 and v2: discover, resolve, decode, build, convert, push.
+//!
+//! A SOCI index is a manifest whose layers are the zTOCs (and prefetch artifacts) of an image's layers. Version 1 points
+//! at the image manifest and is found by referrers; version 2 is named by an annotation of the image manifest itself.
+//!
+//! Reading: [`discover`] says which index an image has, [`resolve`] brings its artifacts here. Both look into local
+//! content first, and verify every byte against its digest before anyone sees it. Writing: [`build`], [`convert`],
+//! [`standalone`] and [`push`]; what they write equals what the Go tools write, byte for byte.
+
+pub mod discover;
+pub mod manifest;
+pub mod prefetch;
+pub mod remote;
+pub mod resolve;
+pub mod tree;
+
+#[cfg(test)]
+mod testing;
+
+pub use discover::{DiscoverError, DiscoverRequest, Discovered, Source, discover};
+pub use manifest::{IndexError, IndexVersion, SociIndex};
+pub use remote::Remote;
+pub use resolve::{ArtifactKind, Resolved, resolve};

@@ -1,0 +1,74 @@
+//! A repository in memory, for the tests of this crate.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use soci_oci::{Descriptor, Digest, FetchClass, FetchContext, FetchError, FetchErrorKind};
+
+use crate::remote::Remote;
+
+#[derive(Debug, Default)]
+pub(crate) struct MemoryRemote {
+    pub(crate) content: Mutex<BTreeMap<Digest, Bytes>>,
+    pub(crate) referrers: Mutex<Vec<Descriptor>>,
+    pub(crate) broken: Mutex<Vec<Digest>>,
+    pub(crate) asked: Mutex<Vec<String>>,
+}
+
+impl MemoryRemote {
+    pub(crate) fn put(&self, bytes: impl Into<Bytes>) -> Digest {
+        let bytes = bytes.into();
+        let digest = Digest::of(&bytes);
+        self.content.lock().unwrap().insert(digest, bytes);
+        digest
+    }
+
+    pub(crate) fn break_(&self, digest: Digest) {
+        self.broken.lock().unwrap().push(digest);
+    }
+
+    pub(crate) fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+
+    fn get(&self, verb: &str, digest: &Digest) -> Result<Bytes, FetchError> {
+        self.asked.lock().unwrap().push(format!("{verb} {digest}"));
+        if self.broken.lock().unwrap().contains(digest) {
+            return Err(FetchError::new(FetchErrorKind::Unavailable, "503"));
+        }
+        let content = self.content.lock().unwrap();
+        content.get(digest).cloned().ok_or_else(|| FetchError::new(FetchErrorKind::NotFound, "404"))
+    }
+}
+
+#[async_trait]
+impl Remote for MemoryRemote {
+    async fn manifest(&self, digest: &Digest, _: &FetchContext) -> Result<Bytes, FetchError> {
+        self.get("manifest", digest)
+    }
+
+    async fn referrers(
+        &self,
+        subject: &Digest,
+        _: &str,
+        _: &FetchContext,
+    ) -> Result<Vec<Descriptor>, FetchError> {
+        self.asked.lock().unwrap().push(format!("referrers {subject}"));
+        if self.broken.lock().unwrap().contains(subject) {
+            return Err(FetchError::new(FetchErrorKind::Denied, "401"));
+        }
+        Ok(self.referrers.lock().unwrap().clone())
+    }
+
+    async fn blob(&self, descriptor: &Descriptor, max: u64, _: &FetchContext) -> Result<Bytes, FetchError> {
+        assert!(descriptor.size <= max);
+        self.get("blob", &descriptor.digest)
+    }
+}
+
+pub(crate) fn context() -> FetchContext {
+    FetchContext::new(Instant::now() + Duration::from_secs(60), FetchClass::OnDemand)
+}

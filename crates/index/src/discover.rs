@@ -208,10 +208,8 @@ struct Finder<'a> {
 impl Finder<'_> {
     async fn image(&self) -> Result<Image, DiscoverError> {
         let digest = self.request.manifest;
-        let (bytes, _) = self
-            .manifest(&digest)
-            .await
-            .map_err(|source| DiscoverError::FetchManifest { digest, source })?;
+        let (bytes, _) =
+            self.manifest(&digest).await.map_err(|source| DiscoverError::FetchManifest { digest, source })?;
         let manifest =
             Manifest::decode(&bytes).map_err(|source| DiscoverError::BadManifest { digest, source })?;
         Ok((manifest, bytes))
@@ -221,8 +219,8 @@ impl Finder<'_> {
         let digest = *digest;
         let (bytes, local) =
             self.manifest(&digest).await.map_err(|source| DiscoverError::FetchIndex { digest, source })?;
-        let index = SociIndex::decode(&digest, bytes)
-            .map_err(|source| DiscoverError::BadIndex { digest, source })?;
+        let index =
+            SociIndex::decode(&digest, bytes).map_err(|source| DiscoverError::BadIndex { digest, source })?;
         Ok((index, local))
     }
 

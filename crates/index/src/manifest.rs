@@ -57,7 +57,7 @@ pub enum IndexError {
         /// The digest asked for.
         wanted: Digest,
         /// The digest of the bytes.
-        found: Digest,
+        found: String,
     },
     /// Not a manifest.
     #[error("SOCI index {digest}")]
@@ -86,7 +86,7 @@ impl SociIndex {
         hasher.update(&bytes);
         let found = hasher.finish();
         if found != *digest {
-            return Err(IndexError::Digest { wanted: *digest, found });
+            return Err(IndexError::Digest { wanted: *digest, found: found.to_string() });
         }
         let manifest =
             Manifest::decode(&bytes).map_err(|source| IndexError::Manifest { digest: *digest, source })?;
@@ -112,7 +112,8 @@ impl SociIndex {
             config: Descriptor::of(version.media_type(), EMPTY_CONFIG),
             layers: artifacts,
             subject: subject.map(|of| Descriptor::new(of.media_type.clone(), of.digest, of.size)),
-            annotations: [(annotation::BUILD_TOOL.to_owned(), annotation::BUILD_TOOL_VALUE.to_owned())].into(),
+            annotations: [(annotation::BUILD_TOOL.to_owned(), annotation::BUILD_TOOL_VALUE.to_owned())]
+                .into(),
         };
         let bytes = Bytes::from(manifest.encode());
         Self { digest: Digest::of(&bytes), version, manifest, bytes }
@@ -214,10 +215,7 @@ mod tests {
         subject.platform = Some(soci_oci::Platform::host());
         subject.annotations.insert("a".into(), "b".into());
         let index = SociIndex::new(Vec::new(), Some(&subject));
-        assert_eq!(
-            index.manifest.subject,
-            Some(Descriptor::of(media_type::OCI_MANIFEST, b"manifest"))
-        );
+        assert_eq!(index.manifest.subject, Some(Descriptor::of(media_type::OCI_MANIFEST, b"manifest")));
     }
 
     #[test]

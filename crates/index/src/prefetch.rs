@@ -147,7 +147,8 @@ mod tests {
 
     #[test]
     fn ranges_that_overlap_or_adjoin_become_one() {
-        let ranges = [(9, 9), (2, 5), (3, 4), (6, 6), (0, 0), (1, -1)].map(|(start, end)| SpanRange::new(start, end));
+        let ranges =
+            [(9, 9), (2, 5), (3, 4), (6, 6), (0, 0), (1, -1)].map(|(start, end)| SpanRange::new(start, end));
         let prefetch = Prefetch::of(ranges.to_vec()).unwrap();
         assert_eq!(
             String::from_utf8(prefetch.encode()).unwrap(),
@@ -160,7 +161,8 @@ mod tests {
 
     #[test]
     fn a_priority_is_kept() {
-        let text = b"{\"version\":\"1.0\",\"prefetch_spans\":[{\"start_span\":1,\"end_span\":2,\"priority\":-3}]}";
+        let text =
+            b"{\"version\":\"1.0\",\"prefetch_spans\":[{\"start_span\":1,\"end_span\":2,\"priority\":-3}]}";
         let prefetch = Prefetch::decode(text).unwrap();
         assert_eq!(prefetch.prefetch_spans[0].priority, -3);
         assert_eq!(prefetch.encode(), text);
@@ -183,7 +185,10 @@ mod tests {
     #[test]
     fn other_versions_and_empty_ones_are_refused() {
         let error = |text: &str| Prefetch::decode(text.as_bytes()).unwrap_err().to_string();
-        assert!(error("{\"version\":\"2.0\",\"prefetch_spans\":[]}").contains("unsupported prefetch artifact version"));
+        assert!(
+            error("{\"version\":\"2.0\",\"prefetch_spans\":[]}")
+                .contains("unsupported prefetch artifact version")
+        );
         assert_eq!(error("{\"version\":\"1.0\",\"prefetch_spans\":[]}"), "prefetch artifact is empty");
         assert_eq!(error("{\"version\":\"1.0\"}"), "malformed prefetch artifact");
         assert_eq!(

@@ -54,7 +54,8 @@ async fn a_named_index_is_used_whatever_the_modes_are() {
 async fn modes_that_are_off_ask_nobody() {
     let remote = MemoryRemote::default();
     let manifest = remote.put(image(None));
-    let error = look(&remote, &DiscoverRequest { v1: false, v2: false, ..request(manifest) }).await.unwrap_err();
+    let error =
+        look(&remote, &DiscoverRequest { v1: false, v2: false, ..request(manifest) }).await.unwrap_err();
     assert!(error.is_no_index());
     assert_eq!(error.to_string(), "all lazy pull modes are disabled");
     assert_eq!(remote.asked(), Vec::<String>::new());

@@ -207,27 +207,38 @@ impl Containerd {
         output(&mut command)
     }
 
-    /// Mounts an image read-only through a snapshotter and returns a guard; the image must have been pulled with it.
+    /// Mounts what a chain of layers makes, read-only, and returns a guard; the image must have been pulled with it.
     ///
     /// # Errors
-    /// Where the mount fails.
-    pub fn mount_image(
+    /// Where the snapshotter has no such chain, or the mount fails.
+    pub fn mount(
         &self,
         namespace: &str,
         snapshotter: &str,
-        image: &str,
+        chain: &str,
         name: &str,
     ) -> io::Result<MountedImage<'_>> {
         let at = self.directory.join("mounts").join(name);
         std::fs::create_dir_all(&at)?;
-        let mut command = self.ctr(namespace);
-        output(command.args(["images", "mount", "--snapshotter", snapshotter, image]).arg(&at))?;
-        Ok(MountedImage {
+        let mut view = self.ctr(namespace);
+        view.args(["snapshots", "--snapshotter", snapshotter, "view", "--target"])
+            .arg(&at)
+            .args([name, chain]);
+        let printed = output(&mut view)?;
+        let mounted = MountedImage {
             containerd: self,
             namespace: namespace.to_owned(),
             snapshotter: snapshotter.to_owned(),
+            key: name.to_owned(),
             at,
-        })
+        };
+        // "mount -t overlay overlay /target -o index=off,lowerdir=…"
+        let mut words = printed.split_whitespace();
+        if words.next() != Some("mount") {
+            return Err(io::Error::other(format!("ctr printed no mount command: {printed}")));
+        }
+        output(Command::new("mount").args(words))?;
+        Ok(mounted)
     }
 }
 
@@ -251,6 +262,7 @@ pub struct MountedImage<'a> {
     containerd: &'a Containerd,
     namespace: String,
     snapshotter: String,
+    key: String,
     at: PathBuf,
 }
 
@@ -265,8 +277,7 @@ impl Drop for MountedImage<'_> {
     fn drop(&mut self) {
         mounts::detach(&self.at);
         let mut command = self.containerd.ctr(&self.namespace);
-        let key = self.at.as_os_str();
-        let _ = output(command.args(["snapshots", "--snapshotter", &self.snapshotter, "rm"]).arg(key));
+        let _ = output(command.args(["snapshots", "--snapshotter", &self.snapshotter, "rm", &self.key]));
     }
 }
 

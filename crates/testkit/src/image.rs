@@ -76,6 +76,13 @@ impl Image {
         Self { layers, config, digest: digest(&manifest), manifest, media_type: media_type.to_owned() }
     }
 
+    /// Returns the chain id of all layers: how a snapshotter names what they make together.
+    pub fn chain_id(&self) -> String {
+        let mut ids = self.layers.iter().map(|layer| layer.diff_id.as_str());
+        let first = ids.next().unwrap_or_default().to_owned();
+        ids.fold(first, |chain, id| digest(format!("{chain} {id}").as_bytes()))
+    }
+
     /// Returns the bytes of all layers as stored.
     pub fn compressed_size(&self) -> u64 {
         self.layers.iter().map(|layer| layer.blob.len() as u64).sum()

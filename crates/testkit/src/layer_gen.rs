@@ -9,6 +9,9 @@ use bytes::Bytes;
 use flate2::{Compression, GzBuilder};
 use sha2::{Digest as _, Sha256};
 
+/// Kinds of entries that [`LayerBuilder::device`] takes.
+pub use tar::EntryType;
+
 /// The time of entries that name none: 2024-01-02 03:04:05 UTC.
 pub const MTIME: u64 = 1_704_164_645;
 
@@ -90,34 +93,34 @@ impl LayerBuilder {
 
     /// Adds a directory.
     pub fn dir(self, path: impl AsRef<[u8]>, attr: &Attr) -> Self {
-        self.entry(tar::EntryType::Directory, path.as_ref(), attr, None, &[])
+        self.entry(EntryType::Directory, path.as_ref(), attr, None, &[])
     }
 
     /// Adds a file.
     pub fn file(self, path: impl AsRef<[u8]>, attr: &Attr, content: &[u8]) -> Self {
-        self.entry(tar::EntryType::Regular, path.as_ref(), attr, None, content)
+        self.entry(EntryType::Regular, path.as_ref(), attr, None, content)
     }
 
     /// Adds a symbolic link.
     pub fn symlink(self, path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
-        self.entry(tar::EntryType::Symlink, path.as_ref(), &Attr::mode(0o777), Some(target.as_ref()), &[])
+        self.entry(EntryType::Symlink, path.as_ref(), &Attr::mode(0o777), Some(target.as_ref()), &[])
     }
 
     /// Adds another name of a file that came before.
     pub fn hard_link(self, path: impl AsRef<[u8]>, target: impl AsRef<[u8]>, attr: &Attr) -> Self {
-        self.entry(tar::EntryType::Link, path.as_ref(), attr, Some(target.as_ref()), &[])
+        self.entry(EntryType::Link, path.as_ref(), attr, Some(target.as_ref()), &[])
     }
 
     /// Adds a pipe.
     pub fn fifo(self, path: impl AsRef<[u8]>, attr: &Attr) -> Self {
-        self.entry(tar::EntryType::Fifo, path.as_ref(), attr, None, &[])
+        self.entry(EntryType::Fifo, path.as_ref(), attr, None, &[])
     }
 
     /// Adds a device: character or block.
     ///
     /// # Panics
     /// Where the numbers do not fit a tar header.
-    pub fn device(mut self, path: &str, attr: &Attr, kind: tar::EntryType, major: u32, minor: u32) -> Self {
+    pub fn device(mut self, path: &str, attr: &Attr, kind: EntryType, major: u32, minor: u32) -> Self {
         let mut header = header(kind, attr, 0);
         header.set_device_major(major).expect("a GNU header has device numbers");
         header.set_device_minor(minor).expect("a GNU header has device numbers");
@@ -153,7 +156,7 @@ impl LayerBuilder {
 
     fn entry(
         mut self,
-        kind: tar::EntryType,
+        kind: EntryType,
         path: &[u8],
         attr: &Attr,
         link: Option<&[u8]>,
@@ -179,7 +182,7 @@ impl LayerBuilder {
     }
 }
 
-fn header(kind: tar::EntryType, attr: &Attr, size: u64) -> tar::Header {
+fn header(kind: EntryType, attr: &Attr, size: u64) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(attr.mode);

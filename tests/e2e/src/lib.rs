@@ -1,0 +1,16 @@
+//! The stage on which the end-to-end tests, the demo and the benchmarks play: a registry of our own, a private
+//! containerd, the snapshotter daemon and the command line as built.
+//!
+//! Nothing here links a product crate: binaries are run as users run them. All state is beneath one temporary directory
+//! per stage. Needs root, /dev/fuse and the programs that `cargo xtask test` installs; what is missing is an error that
+//! names it.
+
+pub mod binaries;
+pub mod cache;
+pub mod containerd2;
+pub mod images;
+pub mod layout;
+pub mod publish;
+pub mod stage;
+
+pub use stage::{Stage, StageOptions};

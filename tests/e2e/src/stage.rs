@@ -1,0 +1,274 @@
+//! One stage: registry, daemon, containerd, and the directory they share.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use base64::Engine as _;
+use serde_json::json;
+use soci_testkit::containerd::{self, Containerd, Programs, trust};
+use soci_testkit::snapshotter::{self, Snapshotter};
+use soci_testkit::{AuthMode, TestRegistry, mounts};
+use tempfile::TempDir;
+
+use crate::binaries::Binaries;
+
+/// The user that the registry knows.
+pub const USER: &str = "puller";
+
+/// Its password: unlike any word of a log.
+pub const PASSWORD: &str = "hXq3-vrYk-0Wd7";
+
+/// How a stage is set.
+#[derive(Debug, Clone)]
+pub struct StageOptions {
+    /// The binaries under test.
+    pub binaries: Binaries,
+    /// The containerd to run.
+    pub containerd: Programs,
+    /// The registry.
+    pub registry: soci_testkit::Options,
+    /// Whether the daemon finds the registry's credentials in its Docker config.
+    pub credentials: bool,
+    /// Whether the daemon looks for v1 indexes by referrers.
+    pub v1: bool,
+    /// Tables of the daemon's configuration, appended.
+    pub config: String,
+    /// Keys of the daemon's configuration, before any table.
+    pub config_head: String,
+    /// The daemon's log level.
+    pub log_level: String,
+}
+
+impl StageOptions {
+    /// Our binaries, the installed containerd and a registry that asks as `auth` says.
+    ///
+    /// # Errors
+    /// Where something needed is missing.
+    pub fn new(auth: AuthMode) -> Result<Self> {
+        let address = own_address();
+        let registry = soci_testkit::Options {
+            address: SocketAddr::new(address, 0),
+            names: vec![address.to_string()],
+            ..soci_testkit::Options::default()
+        };
+        Ok(Self {
+            binaries: Binaries::ours()?,
+            containerd: Programs::installed()
+                .context("containerd (Debian package of that name) does not run")?,
+            registry: registry.auth(auth, USER, PASSWORD),
+            credentials: true,
+            v1: true,
+            config: "[background_fetch]\ndisable = true\n".to_owned(),
+            config_head: String::new(),
+            log_level: "debug".to_owned(),
+        })
+    }
+}
+
+/// A stage in play. Dropping it takes everything down in order.
+#[derive(Debug)]
+pub struct Stage {
+    /// The containerd.
+    pub containerd: Containerd,
+    /// The daemon.
+    pub snapshotter: Snapshotter,
+    /// The registry.
+    pub registry: TestRegistry,
+    /// Where the registry's tasks run.
+    pub runtime: tokio::runtime::Runtime,
+    /// The binaries under test.
+    pub binaries: Binaries,
+    directory: StageDir,
+}
+
+impl Stage {
+    /// Starts registry, daemon and containerd. Blocks.
+    ///
+    /// # Errors
+    /// Where root or /dev/fuse is missing, or one of the three does not start.
+    pub fn start(options: StageOptions) -> Result<Self> {
+        require()?;
+        let directory = StageDir::new()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let registry =
+            runtime.block_on(TestRegistry::start(options.registry.clone())).context("start the registry")?;
+        let at = directory.path();
+        std::fs::write(at.join("ca.pem"), registry.ca_pem())?;
+        let hosts = at.join("certs.d");
+        trust(&hosts, &registry.host(), registry.ca_pem())?;
+        let login = options.credentials.then_some((USER, PASSWORD));
+        write_docker_config(&at.join("docker"), &registry.host(), login)?;
+        write_docker_config(&at.join("docker-cli"), &registry.host(), Some((USER, PASSWORD)))?;
+        let containerd_directory = at.join("c");
+        let config = daemon_config(&options, &containerd_directory.join("c.sock"));
+        let snapshotter = Snapshotter::start(
+            &at.join("s"),
+            snapshotter::Options {
+                program: options.binaries.path("soci-snapshotter-grpc"),
+                config,
+                env: vec![
+                    ("DOCKER_CONFIG".to_owned(), at.join("docker").into()),
+                    ("HOME".to_owned(), at.join("home").into()),
+                    ("SSL_CERT_FILE".to_owned(), at.join("ca.pem").into()),
+                ],
+                log_level: options.log_level.clone(),
+            },
+        )
+        .context("start the snapshotter")?;
+        let containerd = Containerd::start(
+            options.containerd,
+            &containerd_directory,
+            &containerd::Options { snapshotter: snapshotter.socket(), hosts },
+        )
+        .context("start containerd")?;
+        Ok(Self { containerd, snapshotter, registry, runtime, binaries: options.binaries, directory })
+    }
+
+    /// Returns the stage's directory.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Returns the environment of the command line: trust and credentials of an operator.
+    pub fn cli_env(&self) -> Vec<(String, OsString)> {
+        let at = self.path();
+        vec![
+            ("DOCKER_CONFIG".to_owned(), at.join("docker-cli").into()),
+            ("HOME".to_owned(), at.join("home").into()),
+            ("SSL_CERT_FILE".to_owned(), at.join("ca.pem").into()),
+        ]
+    }
+
+    /// Changes the credentials that the daemon finds in its Docker config, by rename as tools do it.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn set_login(&self, login: Option<(&str, &str)>) -> Result<()> {
+        write_docker_config(&self.path().join("docker"), &self.registry.host(), login)
+    }
+
+    /// Waits until the daemon's log has a line with `text`, and returns that line.
+    ///
+    /// # Errors
+    /// Where it does not come in time.
+    pub fn wait_log(&self, text: &str, limit: Duration) -> Result<String> {
+        let find = || self.snapshotter.log_text().lines().find(|line| line.contains(text)).map(str::to_owned);
+        match soci_testkit::wait::until(limit, find) {
+            Some(line) => Ok(line),
+            None => bail!("no log line with {text:?} after {} s", limit.as_secs()),
+        }
+    }
+}
+
+/// An address of this machine that is not loopback, where it has one: clients treat loopback registries specially.
+fn own_address() -> IpAddr {
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    // Connecting a datagram socket chooses a route and sends nothing. The address is one kept for documentation.
+    let route = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        socket.connect(("198.51.100.1", 9))?;
+        socket.local_addr()
+    });
+    route.map_or(loopback, |address| if address.ip().is_unspecified() { loopback } else { address.ip() })
+}
+
+fn daemon_config(options: &StageOptions, containerd: &Path) -> String {
+    format!(
+        "{head}\n[pull_modes.soci_v1]\nenable = {v1}\n\n[content_store]\ntype = \"soci\"\n\
+         containerd_address = {containerd:?}\n\n{rest}",
+        head = options.config_head,
+        v1 = options.v1,
+        rest = options.config,
+    )
+}
+
+/// Writes a Docker config with one login, or with none.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn write_docker_config(directory: &Path, host: &str, login: Option<(&str, &str)>) -> Result<()> {
+    std::fs::create_dir_all(directory)?;
+    let auths = match login {
+        Some((user, password)) => {
+            let auth = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+            json!({"auths": {host: {"auth": auth}}})
+        }
+        None => json!({"auths": {}}),
+    };
+    let unfinished = directory.join("config.json.new");
+    std::fs::write(&unfinished, auths.to_string())?;
+    std::fs::rename(&unfinished, directory.join("config.json"))?;
+    Ok(())
+}
+
+/// Tells what the machine lacks, as an error.
+fn require() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("needs root: it mounts file systems and starts containerd");
+    }
+    if !Path::new("/dev/fuse").exists() {
+        bail!("needs /dev/fuse: load the fuse module, or give the container that device");
+    }
+    Ok(())
+}
+
+/// The directory of a stage. Its name carries our process id, so that a later run finds what a killed one left.
+#[derive(Debug)]
+pub struct StageDir(Option<TempDir>, PathBuf);
+
+/// What the names of stage directories begin with.
+const PREFIX: &str = "soci-stage-";
+
+impl StageDir {
+    /// Makes one, and takes away those of processes that are gone.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn new() -> Result<Self> {
+        // Sockets have at most 108 bytes, so this stays short.
+        let parent = std::env::var_os("SOCI_STAGE_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        sweep(&parent);
+        let prefix = format!("{PREFIX}{}-", std::process::id());
+        let directory = tempfile::Builder::new().prefix(&prefix).rand_bytes(4).tempdir_in(&parent);
+        let directory = directory.with_context(|| format!("make a directory in {}", parent.display()))?;
+        let path = directory.path().to_owned();
+        Ok(Self(Some(directory), path))
+    }
+
+    /// Returns its path.
+    pub fn path(&self) -> &Path {
+        &self.1
+    }
+}
+
+impl Drop for StageDir {
+    fn drop(&mut self) {
+        mounts::detach(&self.1);
+        let Some(directory) = self.0.take() else { return };
+        if std::thread::panicking() || std::env::var_os("SOCI_STAGE_KEEP").is_some() {
+            // The logs are what one wants to see then.
+            let kept = directory.keep();
+            for big in ["s/root", "c/root", "c/state"] {
+                let _ = std::fs::remove_dir_all(kept.join(big));
+            }
+            let _ = std::fs::write(kept.join("kept"), "logs of a test that failed\n");
+        }
+    }
+}
+
+fn sweep(parent: &Path) {
+    let Ok(entries) = parent.read_dir() else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+        let owner = rest.split('-').next().unwrap_or_default();
+        let gone = owner.parse::<u32>().is_ok() && !Path::new("/proc").join(owner).exists();
+        if gone && !entry.path().join("kept").exists() {
+            soci_testkit::process::kill_users_of(&entry.path());
+            mounts::detach(&entry.path());
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}

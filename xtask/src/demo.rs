@@ -1,8 +1,9 @@
 //! A private image runs lazily, end to end. The stage is `tests/e2e/src/bin/demo.rs`; this builds and starts it.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::packages;
 use crate::run::{cargo, heading, succeed, target};
@@ -28,5 +29,7 @@ pub(crate) fn stage(name: &str, profile: &str, arguments: &[String]) -> Result<(
         .args(arguments)
         .env("SOCI_BIN_DIR", &directory)
         .env("SOCI_CACHE_DIR", target()?.join("stage-cache"));
-    succeed(&mut command)
+    // In our place, so that an interrupt reaches the stage alone, which then cleans up.
+    let error = command.exec();
+    Err(error).with_context(|| format!("start {}", directory.join(name).display()))
 }

@@ -211,11 +211,42 @@ pub fn gzip(tar: &[u8], level: Compression) -> Layer {
 
 /// Returns `sha256:…` of some bytes.
 pub fn digest(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(hash: &[u8]) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |mut text, byte| {
+    hash.iter().fold("sha256:".to_owned(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// A reader that knows the digest of what went through it.
+#[derive(Debug)]
+pub struct Hashed<R> {
+    inner: R,
+    hasher: Sha256,
+}
+
+impl<R: io::Read> Hashed<R> {
+    /// Reads from `inner`.
+    pub fn new(inner: R) -> Self {
+        Self { inner, hasher: Sha256::new() }
+    }
+
+    /// Returns `sha256:…` of everything read.
+    pub fn digest(self) -> String {
+        hex(&self.hasher.finalize())
+    }
+}
+
+impl<R: io::Read> io::Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        Ok(read)
+    }
 }
 
 /// Numbers that look random and are the same each time (xorshift64*).

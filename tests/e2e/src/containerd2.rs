@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use soci_testkit::containerd::Programs;
 use soci_testkit::process::output;
 
-use crate::cache;
+use crate::{archive, cache};
 
 /// Returns containerd 2.x: the installed one where it is that new, else the one in the cache, fetched if need be.
 ///
@@ -30,7 +30,7 @@ pub fn programs() -> Result<Programs> {
 }
 
 fn fetch(into: &Path) -> Result<()> {
-    let (uri, signed_by) = archive()?;
+    let (uri, signed_by) = archive::find()?;
     let work = tempfile::tempdir().context("make a temporary directory")?;
     let at = |name: &str| -> PathBuf { work.path().join(name) };
     for name in ["lists/partial", "cache/archives/partial"] {
@@ -66,29 +66,4 @@ fn fetch(into: &Path) -> Result<()> {
     std::fs::create_dir_all(into)?;
     output(Command::new("dpkg").arg("-x").arg(package).arg(into))?;
     Ok(())
-}
-
-/// Where this machine's Debian packages come from: address and keyring.
-fn archive() -> Result<(String, String)> {
-    let format = "$(ORIGIN)|$(LABEL)|$(REPO_URI)|$(SIGNED_BY)";
-    let mut targets = Command::new("apt-get");
-    targets.args(["indextargets", "--format", format, "Created-By: Packages"]);
-    let mut listed = output(&mut targets)?;
-    if debian(&listed).is_none() {
-        output(Command::new("apt-get").args(["--quiet", "update"]))?;
-        listed = output(&mut targets)?;
-    }
-    debian(&listed).context("apt's sources name no Debian archive: containerd 2.x cannot be fetched")
-}
-
-fn debian(listed: &str) -> Option<(String, String)> {
-    listed.lines().find_map(|line| {
-        let mut fields = line.split('|');
-        let (origin, label) = (fields.next()?, fields.next()?);
-        let (uri, signed_by) = (fields.next()?, fields.next().unwrap_or_default());
-        // Security updates have an archive of their own, without the unstable suite.
-        // An unset field is printed as its name.
-        let signed_by = if signed_by.starts_with('/') { signed_by } else { "" };
-        (origin == "Debian" && label == "Debian").then(|| (uri.to_owned(), signed_by.to_owned()))
-    })
 }

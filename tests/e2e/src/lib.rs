@@ -5,12 +5,14 @@
 //! per stage. Needs root, /dev/fuse and the programs that `cargo xtask test` installs; what is missing is an error that
 //! names it.
 
+pub mod archive;
 pub mod binaries;
 pub mod cache;
 pub mod containerd2;
 pub mod images;
 pub mod layout;
 pub mod publish;
+pub mod rootfs;
 pub mod stage;
 
 pub use stage::{Stage, StageOptions};

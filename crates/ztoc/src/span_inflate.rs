@@ -44,6 +44,14 @@ pub enum InflateFault {
         /// The span's compressed length.
         want: u64,
     },
+    /// Fewer than the span's compressed bytes were fed.
+    #[error("{got} compressed bytes were fed, not {want}")]
+    Incomplete {
+        /// How many were fed.
+        got: u64,
+        /// The span's compressed length.
+        want: u64,
+    },
     /// The decoder takes nothing and gives nothing.
     #[error("the decoder is stuck")]
     Stuck,
@@ -206,12 +214,15 @@ impl SpanInflate {
         Ok(self.valid)
     }
 
-    /// Checks, after the last byte was fed, that exactly the span's length came out.
+    /// Checks that all of the span was fed and exactly its length came out.
     ///
     /// # Errors
-    /// [`InflateFault::Short`] or [`InflateFault::Long`].
+    /// [`InflateFault::Incomplete`], [`InflateFault::Short`] or [`InflateFault::Long`].
     pub fn finish(mut self, out: &[u8]) -> Result<(), InflateError> {
         let error = |fault| InflateError { span: self.span, fault };
+        if self.fed != self.compressed {
+            return Err(error(InflateFault::Incomplete { got: self.fed, want: self.compressed }));
+        }
         if self.valid != self.want || out.len() != self.want {
             return Err(error(InflateFault::Short { got: self.valid.min(out.len()), want: self.want }));
         }

@@ -100,8 +100,8 @@ impl SpanTable {
     }
 
     /// All ids, in order.
-    pub fn ids(&self) -> impl ExactSizeIterator<Item = SpanId> + use<> {
-        (0..self.len()).map(SpanId)
+    pub fn ids(&self) -> impl ExactSizeIterator<Item = SpanId> + DoubleEndedIterator + use<> {
+        (0..self.spans.len()).map(|index| SpanId(u32::try_from(index).unwrap_or(u32::MAX)))
     }
 
     /// The id, if there is such a span. Ids from elsewhere (a prefetch artifact) must pass through here.

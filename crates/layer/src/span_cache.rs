@@ -269,8 +269,9 @@ impl SpanCache {
         if class == FetchClass::Background {
             return false;
         }
-        // A little more than needed, so that the next ones need not sort again.
-        self.evict(missing.saturating_add(max / 64));
+        // In a large cache a little more than needed, so that the next ones need not sort again.
+        let more = if max / 64 > bytes { max / 64 } else { 0 };
+        self.evict(missing.saturating_add(more));
         over(self.index.lock().total()) == 0
     }
 

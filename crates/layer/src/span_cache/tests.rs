@@ -1,1 +1,199 @@
+use std::os::unix::fs::MetadataExt;
 
+use super::*;
+
+fn key(span: u32, form: SpanForm) -> SpanKey {
+    SpanKey { ztoc: Digest::of(b"a layer"), span: SpanId(span), form }
+}
+
+fn plain(span: u32) -> SpanKey {
+    key(span, SpanForm::Plain)
+}
+
+fn content(len: usize) -> Bytes {
+    (0..len).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect::<Vec<_>>().into()
+}
+
+fn open(root: &Path, max_bytes: Option<u64>) -> Arc<SpanCache> {
+    SpanCache::open(root, CacheSettings { max_bytes }).unwrap()
+}
+
+fn put(cache: &SpanCache, key: &SpanKey, bytes: &Bytes, class: FetchClass) -> io::Result<Stored> {
+    cache.put(key, std::slice::from_ref(bytes), class, || true)
+}
+
+fn temporaries(root: &Path) -> usize {
+    fs::read_dir(root.join("tmp")).unwrap().count()
+}
+
+#[test]
+fn any_range_comes_back_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = content(200_001);
+    let parts =
+        [bytes.slice(..7), bytes.slice(7..70_000), bytes.slice(70_000..70_000), bytes.slice(70_000..)];
+    let cache = open(dir.path(), None);
+    assert_eq!(cache.put(&plain(3), &parts, FetchClass::OnDemand, || true).unwrap(), Stored::Yes);
+    for cache in [Arc::clone(&cache), open(dir.path(), None)] {
+        for range in [0..0, 0..1, 65_535..65_537, 0..200_001, 131_072..131_073, 200_000..200_001] {
+            assert_eq!(cache.read(&plain(3), range.clone()).unwrap(), bytes[range]);
+        }
+        assert_eq!(cache.read_all(&plain(3)).unwrap(), bytes);
+        assert!(!cache.contains(&key(3, SpanForm::Compressed)) && !cache.contains(&plain(4)));
+        assert_eq!((cache.spans(&plain(3).ztoc), cache.usage()), (vec![SpanId(3)], 4096 + 200_001));
+    }
+    assert_eq!(fs::metadata(cache.path(&plain(3))).unwrap().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn an_entry_damaged_at_any_byte_is_a_miss_and_is_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = content(70_000);
+    let cache = open(dir.path(), None);
+    put(&cache, &plain(0), &bytes, FetchClass::OnDemand).unwrap();
+    let file = cache.path(&plain(0));
+    let good = fs::read(&file).unwrap();
+    // Every byte of the header and of the checksums, and some of the payload; the padding between them means nothing.
+    let header = 0..HEADER;
+    for at in header.chain((4096..good.len()).step_by(997)) {
+        let mut damaged = good.clone();
+        damaged[at] ^= 0x10;
+        fs::write(&file, damaged).unwrap();
+        let cache = open(dir.path(), None);
+        assert!(cache.read_all(&plain(0)).is_none(), "byte {at}");
+        assert!(!file.exists() && !cache.contains(&plain(0)), "byte {at}");
+        fs::write(&file, &good).unwrap();
+    }
+}
+
+/// 68 bytes, and a checksum for each of two units.
+const HEADER: usize = 68 + 2 * 4;
+
+#[test]
+fn an_entry_cut_at_any_byte_is_a_miss() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = content(70_000);
+    let cache = open(dir.path(), None);
+    put(&cache, &plain(0), &bytes, FetchClass::OnDemand).unwrap();
+    let file = cache.path(&plain(0));
+    let good = fs::read(&file).unwrap();
+    for len in (0..100).chain((100..good.len()).step_by(1009)) {
+        fs::write(&file, &good[..len]).unwrap();
+        let cache = open(dir.path(), None);
+        assert!(cache.read_all(&plain(0)).is_none(), "{len} bytes");
+        // What is there in full may be served: here the first unit.
+        fs::write(&file, &good[..len]).unwrap();
+        if let Some(part) = open(dir.path(), None).read(&plain(0), 0..10) {
+            assert_eq!(part, bytes[..10]);
+        }
+    }
+}
+
+#[test]
+fn an_entry_under_the_name_of_another_is_a_miss() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), None);
+    put(&cache, &plain(0), &content(10), FetchClass::OnDemand).unwrap();
+    fs::copy(cache.path(&plain(0)), cache.path(&plain(1))).unwrap();
+    fs::copy(cache.path(&plain(0)), cache.path(&key(0, SpanForm::Compressed))).unwrap();
+    let cache = open(dir.path(), None);
+    assert!(cache.read_all(&plain(1)).is_none());
+    assert!(cache.read_all(&key(0, SpanForm::Compressed)).is_none());
+    assert!(cache.read_all(&plain(0)).is_some());
+}
+
+#[test]
+fn the_least_recently_used_goes_and_background_work_evicts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = entry::file_size(50_000);
+    let cache = open(dir.path(), Some(3 * one));
+    let bytes = content(50_000);
+    for span in 0..3 {
+        assert_eq!(put(&cache, &plain(span), &bytes, FetchClass::Background).unwrap(), Stored::Yes);
+    }
+    assert_eq!(put(&cache, &plain(3), &bytes, FetchClass::Background).unwrap(), Stored::NoRoom);
+    assert_eq!((cache.usage(), temporaries(dir.path())), (3 * one, 0));
+    // The first is used, the second is being read: the third goes.
+    assert!(cache.read(&plain(0), 0..1).is_some());
+    let held = cache.entry(&plain(1)).unwrap();
+    assert!(cache.read(&plain(0), 0..1).is_some());
+    assert_eq!(put(&cache, &plain(3), &bytes, FetchClass::OnDemand).unwrap(), Stored::Yes);
+    assert_eq!(cache.spans(&plain(0).ztoc), [0, 1, 3].map(SpanId));
+    assert_eq!(put(&cache, &plain(4), &bytes, FetchClass::OnDemand).unwrap(), Stored::Yes);
+    assert_eq!(cache.spans(&plain(0).ztoc), [1, 3, 4].map(SpanId));
+    drop(held);
+    assert_eq!(put(&cache, &plain(5), &bytes, FetchClass::ReadAhead).unwrap(), Stored::Yes);
+    assert_eq!(cache.spans(&plain(0).ztoc), [3, 4, 5].map(SpanId));
+    assert!(cache.usage() <= 3 * one);
+    let files = fs::read_dir(cache.layer_dir(&plain(0).ztoc)).unwrap().count();
+    assert_eq!(files, 3);
+}
+
+#[test]
+fn a_span_larger_than_the_limit_evicts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), Some(10_000));
+    put(&cache, &plain(0), &content(10), FetchClass::OnDemand).unwrap();
+    assert_eq!(put(&cache, &plain(1), &content(10_000), FetchClass::OnDemand).unwrap(), Stored::NoRoom);
+    assert!(cache.contains(&plain(0)));
+}
+
+#[test]
+fn a_removed_layer_leaves_nothing_and_late_spans_of_it_are_not_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), None);
+    put(&cache, &plain(0), &content(10), FetchClass::OnDemand).unwrap();
+    let other = SpanKey { ztoc: Digest::of(b"another layer"), ..plain(0) };
+    put(&cache, &other, &content(10), FetchClass::OnDemand).unwrap();
+    cache.remove_layer(&plain(0).ztoc).unwrap();
+    let late = cache.put(&plain(1), &[content(10)], FetchClass::OnDemand, || false).unwrap();
+    assert_eq!(late, Stored::Unwanted);
+    assert!(!cache.layer_dir(&plain(0).ztoc).exists());
+    assert_eq!((cache.layers(), temporaries(dir.path())), (vec![other.ztoc], 0));
+    assert_eq!(cache.layer_usage(&plain(0).ztoc), 0);
+}
+
+#[test]
+fn what_a_killed_process_was_writing_is_gone_after_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path(), None));
+    fs::write(dir.path().join("tmp/7"), b"half a span").unwrap();
+    fs::write(dir.path().join("tmp/8"), b"").unwrap();
+    let cache = open(dir.path(), None);
+    assert_eq!((temporaries(dir.path()), cache.usage()), (0, 0));
+}
+
+#[test]
+fn foreign_files_in_the_cache_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = dir.path().join("sha256").join("ab".repeat(32));
+    fs::create_dir_all(&layer).unwrap();
+    fs::write(layer.join("README"), b"?").unwrap();
+    fs::write(dir.path().join("sha256/x"), b"?").unwrap();
+    let cache = open(dir.path(), None);
+    assert_eq!((cache.usage(), cache.layers().len()), (0, 0));
+    assert!(layer.join("README").exists());
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_leaves_nothing_behind() {
+    assert!(rustix::process::geteuid().is_root(), "this test mounts a tmpfs of 1 MiB, which needs root");
+    let dir = tempfile::tempdir().unwrap();
+    rustix::mount::mount("tmpfs", dir.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=1m"))
+        .unwrap();
+    let cache = open(&dir.path().join("cache"), None);
+    let bytes = content(400_000);
+    assert_eq!(put(&cache, &plain(0), &bytes, FetchClass::ReadAhead).unwrap(), Stored::Yes);
+    assert_eq!(put(&cache, &plain(1), &bytes, FetchClass::ReadAhead).unwrap(), Stored::Yes);
+    let error = put(&cache, &plain(2), &bytes, FetchClass::ReadAhead).unwrap_err();
+    let left = temporaries(&dir.path().join("cache"));
+    let spans = cache.spans(&plain(0).ztoc);
+    let readable = cache.read_all(&plain(1));
+    // What a reader needs pushes out what was used least recently.
+    let demanded = put(&cache, &plain(3), &bytes, FetchClass::OnDemand);
+    drop(cache);
+    rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert_eq!((error.kind(), left, spans), (io::ErrorKind::StorageFull, 0, vec![SpanId(0), SpanId(1)]));
+    assert_eq!(readable, Some(bytes));
+    assert_eq!(demanded.unwrap(), Stored::Yes);
+}

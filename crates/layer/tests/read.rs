@@ -1,0 +1,285 @@
+//! `read_at` against a slice of the plain tar, with a source that misbehaves.
+
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test")]
+
+mod support;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use soci_layer::{LayerReader, RangeRead, ReadErrorKind, Settings};
+use soci_oci::FetchErrorKind;
+use soci_ztoc::{SpanId, UncompressedOffset};
+use support::{Fault, Layer, Rig, Script, settings, soon, tar_of, until};
+
+async fn read(reader: &Arc<LayerReader>, at: u64, len: usize) -> Result<Vec<u8>, ReadErrorKind> {
+    match reader.read_at(UncompressedOffset(at), len, soon()).await {
+        Ok(chunks) => Ok(chunks.into_bytes().to_vec()),
+        Err(error) => Err(error.kind()),
+    }
+}
+
+fn expected(layer: &Layer, at: u64, len: usize) -> Vec<u8> {
+    let start = usize::try_from(at).unwrap().min(layer.tar.len());
+    layer.tar[start..start.saturating_add(len).min(layer.tar.len())].to_vec()
+}
+
+fn layer() -> Layer {
+    Layer::gzip(tar_of(&[900_000, 10, 0, 400_000, 5_000, 777_777]), 64 << 10)
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        3 => Just(Fault::None),
+        1 => prop_oneof![
+            Just(FetchErrorKind::NotFound),
+            Just(FetchErrorKind::Denied),
+            Just(FetchErrorKind::Unavailable),
+            Just(FetchErrorKind::Local)
+        ]
+        .prop_map(Fault::Refuse),
+        1 => any::<u64>().prop_map(Fault::Short),
+        1 => any::<u64>().prop_map(Fault::Break),
+        1 => any::<u64>().prop_map(Fault::Corrupt),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn reads_are_slices_of_the_tar_whatever_the_source_does(
+        plain in any::<bool>(),
+        read_ahead in 0_u32..5,
+        steps in prop::collection::vec((0_u64..2_200_000, 0_usize..200_000, fault(), fault()), 1..20),
+    ) {
+        let layer = if plain { Layer::plain(tar_of(&[900_000, 3, 1_200_000]), 50_000) } else { layer() };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let rig = Rig::new(Settings { read_ahead, ..settings() });
+            let source = layer.source();
+            let reader = rig.open(&layer, &source);
+            for (at, len, first, second) in steps {
+                source.next(first);
+                source.next(second);
+                let want = expected(&layer, at, len);
+                if let Some(chunks) = reader.try_read(UncompressedOffset(at), len) {
+                    assert_eq!(chunks.into_bytes(), want);
+                }
+                if let Ok(bytes) = read(&reader, at, len).await {
+                    assert_eq!(bytes, want);
+                }
+                source.heal();
+                rig.quiet().await;
+                assert_eq!(read(&reader, at, len).await, Ok(want));
+                rig.quiet().await;
+            }
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_readers_fetch_each_span_once_and_in_joined_ranges() {
+    let layer = layer();
+    let rig = Rig::new(Settings { read_ahead: 0, ..settings() });
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    let tasks: Vec<_> = (0..16_u64)
+        .map(|task| {
+            let (reader, want) = (Arc::clone(&reader), expected(&layer, task * 1000, 1_000_000));
+            tokio::spawn(async move { assert_eq!(read(&reader, task * 1000, 1_000_000).await, Ok(want)) })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    rig.quiet().await;
+    let opened = source.opened();
+    let mut bytes: Vec<_> = opened.clone();
+    bytes.sort_by_key(|range| range.start);
+    for pair in bytes.windows(2) {
+        // Neighbouring spans may share one byte.
+        assert!(pair[1].start + 1 >= pair[0].end, "{pair:?} overlap");
+    }
+    let spans = layer.spans.at(UncompressedOffset(1_014_999)).0 + 1;
+    assert!(opened.len() < spans as usize, "{} requests for {spans} spans", opened.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequential_reader_gets_its_spans_ahead_in_few_requests() {
+    let layer = layer();
+    let rig = Rig::new(settings());
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    let mut all = Vec::new();
+    while all.len() < layer.tar.len() {
+        let at = all.len() as u64;
+        let piece = match reader.try_read(UncompressedOffset(at), 30_000) {
+            Some(chunks) => chunks.into_bytes().to_vec(),
+            None => read(&reader, at, 30_000).await.unwrap(),
+        };
+        all.extend(piece);
+    }
+    assert_eq!(all, layer.tar);
+    rig.quiet().await;
+    let opened = source.opened().len();
+    assert!(opened * 2 < layer.spans.len() as usize, "{opened} requests for {} spans", layer.spans.len());
+    let distinct: HashSet<_> = source.opened().into_iter().collect();
+    assert_eq!(distinct.len(), opened, "a range was fetched twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_gives_up_cancels_nothing() {
+    let layer = layer();
+    let rig = Rig::new(Settings { read_ahead: 0, ..settings() });
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    source.gate(false);
+    let given_up = tokio::time::timeout(Duration::from_millis(20), read(&reader, 5, 100)).await;
+    assert!(given_up.is_err());
+    let other = tokio::spawn({
+        let reader = Arc::clone(&reader);
+        async move { read(&reader, 7, 100).await }
+    });
+    until("the other waits", || rig.pool.gauges().waiting >= 2).await;
+    source.gate(true);
+    assert_eq!(other.await.unwrap(), Ok(expected(&layer, 7, 100)));
+    assert_eq!(source.opened().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_source_ends_the_read_at_its_deadline_and_the_next_one_succeeds() {
+    let layer = layer();
+    let rig = Rig::new(Settings { stall_timeout: Duration::from_millis(200), ..settings() });
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    source.next(Fault::Stall(1000));
+    let deadline = Instant::now() + Duration::from_millis(20);
+    let error = reader.read_at(UncompressedOffset(0), 100, deadline).await.unwrap_err();
+    assert_eq!(error.kind(), ReadErrorKind::TimedOut);
+    // The fetch goes on: it notices the stall and opens the range again.
+    assert_eq!(read(&reader, 0, 100).await, Ok(expected(&layer, 0, 100)));
+    assert_eq!(source.opened().len(), 2);
+    rig.quiet().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_asked_for_once_more_and_never_served() {
+    let layer = layer();
+    let rig = Rig::new(Settings { read_ahead: 0, ..settings() });
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    source.next(Fault::Corrupt(50));
+    assert_eq!(read(&reader, 0, 100).await, Ok(expected(&layer, 0, 100)));
+    assert_eq!(source.opened().len(), 2);
+    source.always(Fault::Corrupt(50));
+    let far = layer.tar.len() as u64 - 100;
+    assert_eq!(read(&reader, far, 100).await, Err(ReadErrorKind::Integrity));
+    assert_eq!(reader.try_read(UncompressedOffset(far), 100).map(|chunks| chunks.len()), None);
+    source.heal();
+    assert_eq!(read(&reader, far, 100).await, Ok(expected(&layer, far, 100)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_of_one_source_are_asked_of_another() {
+    let layer = layer();
+    let rig = Rig::new(Settings { read_ahead: 0, ..settings() });
+    let (good, bad) = (layer.source(), layer.source());
+    let _first = rig.open(&layer, &good);
+    let reader = rig.open(&layer, &bad);
+    bad.always(Fault::Corrupt(9));
+    assert_eq!(read(&reader, 0, 100).await, Ok(expected(&layer, 0, 100)));
+    assert_eq!((good.opened().len(), bad.opened().len()), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_images_source_serves_when_the_newest_is_refused() {
+    let layer = layer();
+    let rig = Rig::new(Settings { read_ahead: 0, ..settings() });
+    let (old, new) = (layer.source(), layer.source());
+    let first = rig.open(&layer, &old);
+    let second = rig.open(&layer, &new);
+    for kind in [FetchErrorKind::Denied, FetchErrorKind::NotFound] {
+        new.next(Fault::Refuse(kind));
+        let at = if kind == FetchErrorKind::Denied { 0 } else { 1_000_000 };
+        assert_eq!(read(&second, at, 10).await, Ok(expected(&layer, at, 10)));
+    }
+    assert_eq!(old.opened().len(), 2);
+    // With the old image gone its credentials are gone too, and the refusal is what the reader is told.
+    drop(first);
+    new.always(Fault::Refuse(FetchErrorKind::Denied));
+    assert_eq!(read(&second, 2_000_000, 10).await, Err(ReadErrorKind::Denied));
+    assert_eq!(old.opened().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_closes_ends_its_requests() {
+    let layer = layer();
+    let rig = Rig::new(settings());
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    source.gate(false);
+    let _given_up = tokio::time::timeout(Duration::from_millis(20), read(&reader, 5, 100)).await;
+    reader.complete();
+    drop(reader);
+    rig.quiet().await;
+    assert_eq!(rig.pool.gauges().layers, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_span_larger_than_the_budget_is_read() {
+    let layer = Layer::gzip(tar_of(&[3_000_000]), 1 << 30);
+    assert_eq!(layer.spans.len(), 1);
+    let rig = Rig::new(Settings { in_flight: 1000, reserve: 10, recent: 0, ..settings() });
+    let reader = rig.open(&layer, &layer.source());
+    assert_eq!(read(&reader, 2_000_000, 5000).await, Ok(expected(&layer, 2_000_000, 5000)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_ztoc_file_is_an_error_and_not_wrong_bytes() {
+    let layer = layer();
+    let rig = Rig::new(settings());
+    let reader = rig.open(&layer, &layer.source());
+    let file = layer.spec(rig.dir.path()).ztoc_file;
+    let window = layer.spans.window(SpanId(3)).range;
+    let mut damaged = layer.ztoc.to_vec();
+    damaged[usize::try_from(window.start).unwrap() + 5] ^= 1;
+    std::fs::write(&file, damaged).unwrap();
+    let at = layer.spans.uncompressed(SpanId(3)).start.0;
+    assert_eq!(read(&reader, at, 10).await, Err(ReadErrorKind::Integrity));
+    std::fs::write(&file, &layer.ztoc).unwrap();
+    assert_eq!(read(&reader, at, 10).await, Ok(expected(&layer, at, 10)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cached_spans_outlive_the_process_and_the_registry() {
+    let layer = layer();
+    let rig = Rig::new(settings());
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    assert_eq!(read(&reader, 0, layer.tar.len()).await.unwrap(), layer.tar);
+    rig.quiet().await;
+    assert!(reader.is_complete());
+    assert!(reader.fetched_bytes() >= layer.blob.len() as u64 - 100);
+    drop(reader);
+    let dead = Script::new(layer.blob.clone());
+    dead.always(Fault::Refuse(FetchErrorKind::Unavailable));
+    let cache = soci_layer::SpanCache::open(&rig.dir.path().join("cache"), Default::default()).unwrap();
+    let pool = soci_layer::LayerPool::new(cache, settings(), Default::default());
+    let reader = pool.open(layer.spec(rig.dir.path()), dead.clone());
+    let chunks = reader.try_read(UncompressedOffset(0), layer.tar.len()).unwrap();
+    assert_eq!(chunks.into_bytes(), layer.tar);
+    assert_eq!(dead.opened().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tar_comes_as_a_stream() {
+    use futures::TryStreamExt;
+    let layer = layer();
+    let rig = Rig::new(settings());
+    let reader = rig.open(&layer, &layer.source());
+    let pieces: Vec<_> = reader.tar().try_collect().await.unwrap();
+    assert_eq!(pieces.concat(), layer.tar);
+}

@@ -5,8 +5,8 @@
 //! and becomes visible only when it is whole; whatever [`ContentStore::read`] returns was verified. Sources for large
 //! content hand bytes on unverified: their consumers hash as they go.
 //!
-//! Labels and leases exist for containerd's garbage collector. The soci store has neither: nothing is removed from it
-//! but by [`ContentStore::delete`].
+//! Leases, and labels named `containerd.io/gc.…`, exist for containerd's garbage collector. The soci store has neither:
+//! nothing is removed from it but by [`ContentStore::delete`].
 
 mod containerd;
 mod error;

@@ -5,6 +5,7 @@
 //! index.json              an image index; ours stays empty, the Go tools list manifests in it
 //! blobs/<algorithm>/<hex> content, mode 0444
 //! ingest/<hex>_<suffix>   content being written, locked by its writer
+//! labels/<algorithm>-<hex> labels of content as a JSON object, where it has any; hints, so never flushed
 //! ```
 //!
 //! Content appears under `blobs` by rename, after it was verified and flushed to disk; so what is there is whole, even
@@ -12,6 +13,7 @@
 //! finds it unlocked. Several processes may use one store.
 
 mod ingest;
+mod labels;
 mod source;
 
 use std::fs;
@@ -53,7 +55,7 @@ impl LocalStore {
     /// # Errors
     /// When directories or the layout's files cannot be created.
     pub fn at(layout: &Path) -> Result<Self, StoreError> {
-        for directory in ["blobs/sha256", "ingest"] {
+        for directory in ["blobs/sha256", "ingest", "labels"] {
             let path = layout.join(directory);
             fs::create_dir_all(&path).map_err(StoreError::io("creating", &path))?;
         }
@@ -93,7 +95,7 @@ impl LocalStore {
                 digest: *digest,
                 size: metadata.len(),
                 created: metadata.modified().ok(),
-                labels: std::collections::BTreeMap::new(),
+                labels: labels::read(&self.layout, digest),
             })),
             Ok(_) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -189,16 +191,16 @@ impl ContentStore for LocalStore {
         &self,
         descriptor: &Descriptor,
         bytes: Bytes,
-        _labels: &[(String, String)],
+        labels: &[(String, String)],
     ) -> Result<(), StoreError> {
-        let (store, descriptor) = (self.clone(), descriptor.clone());
+        let (store, descriptor, labels) = (self.clone(), descriptor.clone(), labels.to_vec());
         blocking(move || {
-            if store.holds(&descriptor)? {
-                return Ok(());
+            if !store.holds(&descriptor)? {
+                let mut ingest = Ingest::begin(&store.layout, &descriptor)?;
+                ingest.write(&bytes)?;
+                ingest.commit()?;
             }
-            let mut ingest = Ingest::begin(&store.layout, &descriptor)?;
-            ingest.write(&bytes)?;
-            ingest.commit()
+            labels::merge(&store.layout, &descriptor.digest, &labels)
         })
         .await
     }
@@ -207,11 +209,11 @@ impl ContentStore for LocalStore {
         &self,
         descriptor: &Descriptor,
         mut stream: BlobStream,
-        _labels: &[(String, String)],
+        labels: &[(String, String)],
     ) -> Result<(), StoreError> {
         let (store, wanted) = (self.clone(), descriptor.clone());
         if blocking(move || store.holds(&wanted)).await? {
-            return Ok(());
+            return self.label(&descriptor.digest, labels).await;
         }
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(WRITE_QUEUE);
         let (store, wanted) = (self.clone(), descriptor.clone());
@@ -235,11 +237,23 @@ impl ContentStore for LocalStore {
         let (fed, written) = tokio::join!(feeder, writer);
         fed?;
         let ingest = written?;
-        blocking(move || ingest.commit()).await
+        let (store, labels) = (self.clone(), labels.to_vec());
+        blocking(move || {
+            ingest.commit()?;
+            labels::merge(&store.layout, &digest, &labels)
+        })
+        .await
     }
 
-    async fn label(&self, _digest: &Digest, _labels: &[(String, String)]) -> Result<(), StoreError> {
-        Ok(())
+    async fn label(&self, digest: &Digest, labels: &[(String, String)]) -> Result<(), StoreError> {
+        let (store, digest, labels) = (self.clone(), *digest, labels.to_vec());
+        blocking(move || {
+            if !store.path(&digest).is_file() {
+                return Err(StoreError::NotFound(digest.to_string()));
+            }
+            labels::merge(&store.layout, &digest, &labels)
+        })
+        .await
     }
 
     async fn delete(&self, digest: &Digest) -> Result<bool, StoreError> {
@@ -248,6 +262,7 @@ impl ContentStore for LocalStore {
             let path = store.path(&digest);
             match fs::remove_file(&path) {
                 Ok(()) => {
+                    labels::remove(&store.layout, &digest);
                     store.unlist(&digest)?;
                     Ok(true)
                 }
@@ -261,6 +276,18 @@ impl ContentStore for LocalStore {
     async fn walk(&self) -> Result<Vec<ContentInfo>, StoreError> {
         let store = self.clone();
         blocking(move || store.entries()).await
+    }
+
+    async fn find(&self, label: &str, value: &str) -> Result<Vec<ContentInfo>, StoreError> {
+        let (store, label, value) = (self.clone(), label.to_owned(), value.to_owned());
+        blocking(move || {
+            let mut found = Vec::new();
+            for digest in labels::labelled(&store.layout) {
+                found.extend(store.stat(&digest)?.filter(|info| info.labels.get(&label) == Some(&value)));
+            }
+            Ok(found)
+        })
+        .await
     }
 
     async fn index_candidates(&self) -> Result<Vec<ContentInfo>, StoreError> {

@@ -21,7 +21,7 @@ pub struct ContentInfo {
     pub size: u64,
     /// When it was stored, where the store knows.
     pub created: Option<SystemTime>,
-    /// Labels; always empty in the soci store.
+    /// Labels. The soci store keeps none of those that are for containerd's garbage collector.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -73,7 +73,7 @@ pub trait ContentStore: Send + Sync + Debug {
         labels: &[(String, String)],
     ) -> Result<(), StoreError>;
 
-    /// Merges `labels` into those of `digest`. Does nothing in a store without labels.
+    /// Merges `labels` into those of `digest`.
     ///
     /// # Errors
     /// [`StoreError::NotFound`] when it is not there, or when the store cannot be written.
@@ -90,6 +90,12 @@ pub trait ContentStore: Send + Sync + Debug {
     /// # Errors
     /// When the store cannot be read.
     async fn walk(&self) -> Result<Vec<ContentInfo>, StoreError>;
+
+    /// Returns the content that has `label` with exactly `value`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    async fn find(&self, label: &str, value: &str) -> Result<Vec<ContentInfo>, StoreError>;
 
     /// Returns the content that may be a SOCI index manifest: a superset, to be read and decoded.
     ///

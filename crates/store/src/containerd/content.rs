@@ -297,6 +297,14 @@ impl ContentStore for Content {
         self.list(Vec::new()).await
     }
 
+    async fn find(&self, label: &str, value: &str) -> Result<Vec<ContentInfo>, StoreError> {
+        let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+        let filter = format!("labels.\"{}\"==\"{}\"", quoted(label), quoted(value));
+        let mut all = self.list(vec![filter]).await?;
+        all.retain(|info| info.labels.get(label).is_some_and(|of| of == value));
+        Ok(all)
+    }
+
     async fn index_candidates(&self) -> Result<Vec<ContentInfo>, StoreError> {
         let mut all = self.list(INDEX_FILTERS.map(str::to_owned).to_vec()).await?;
         all.retain(|info| info.size <= soci_oci::manifest::MAX_MANIFEST_SIZE);

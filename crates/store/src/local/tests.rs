@@ -170,3 +170,22 @@ async fn only_json_objects_may_be_indexes() {
     let candidates = store.index_candidates().await.unwrap();
     assert_eq!(candidates.iter().map(|info| info.digest).collect::<Vec<_>>(), [Digest::of(b"{}")]);
 }
+
+#[tokio::test]
+async fn labels_are_merged_found_and_forgotten() {
+    let (_root, store) = store();
+    let wanted = descriptor(b"content");
+    let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    assert!(store.label(&wanted.digest, &[label("a", "1")]).await.unwrap_err().is_not_found());
+    let collector = label("containerd.io/gc.root", "now");
+    store.put(&wanted, Bytes::from_static(b"content"), &[label("a", "1"), collector]).await.unwrap();
+    store.label(&wanted.digest, &[label("b", "2")]).await.unwrap();
+    let labels = store.info(&wanted.digest).await.unwrap().unwrap().labels;
+    assert_eq!(labels.into_iter().collect::<Vec<_>>(), [label("a", "1"), label("b", "2")]);
+    assert_eq!(store.find("b", "2").await.unwrap()[0].digest, wanted.digest);
+    assert_eq!(store.find("b", "1").await.unwrap(), []);
+    fs::write(store.layout().join(format!("labels/sha256-{}", wanted.digest.hex())), "damaged").unwrap();
+    assert_eq!(store.find("b", "2").await.unwrap(), []);
+    store.delete(&wanted.digest).await.unwrap();
+    assert_eq!(fs::read_dir(store.layout().join("labels")).unwrap().count(), 0);
+}

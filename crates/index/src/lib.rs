@@ -7,6 +7,7 @@
 //! content first, and verify every byte against its digest before anyone sees it. Writing: [`build`], [`convert`],
 //! [`standalone`] and [`push`]; what they write equals what the Go tools write, byte for byte.
 
+pub mod build;
 pub mod discover;
 pub mod manifest;
 pub mod prefetch;
@@ -17,6 +18,7 @@ pub mod tree;
 #[cfg(test)]
 mod testing;
 
+pub use build::{BuildError, BuildOptions, Observer, Stores, build};
 pub use discover::{DiscoverError, DiscoverRequest, Discovered, Source, discover};
 pub use manifest::{IndexError, IndexVersion, SociIndex};
 pub use remote::Remote;

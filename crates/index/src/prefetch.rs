@@ -1,5 +1,7 @@
 //! Prefetch artifacts: which spans of a layer are wanted before anything asks for them.
 
+pub(crate) mod create;
+
 use serde::{Deserialize, Serialize};
 use soci_oci::{Descriptor, Digest, annotation, go_json, media_type};
 

@@ -15,8 +15,8 @@ use crate::remote::Remote;
 
 /// Artifacts fetched at a time: enough to hide a round trip, few enough that their bytes fit in memory.
 const PARALLEL: usize = 8;
-/// The largest zTOC that is read, in bytes: one of a layer of 64 GiB with spans of 4 MiB has half of that.
-pub const MAX_ZTOC_SIZE: u64 = 1 << 30;
+/// The largest zTOC that is read, in bytes: what decoding accepts.
+pub const MAX_ZTOC_SIZE: u64 = 512 << 20;
 /// The largest prefetch artifact that is read, in bytes.
 pub const MAX_PREFETCH_SIZE: u64 = 4 << 20;
 

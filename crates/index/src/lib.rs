@@ -8,18 +8,23 @@
 //! [`standalone`] and [`push`]; what they write equals what the Go tools write, byte for byte.
 
 pub mod build;
+pub mod convert;
 pub mod discover;
+pub mod image;
 pub mod manifest;
 pub mod prefetch;
 pub mod remote;
 pub mod resolve;
+pub mod standalone;
 pub mod tree;
 
 #[cfg(test)]
 mod testing;
 
 pub use build::{BuildError, BuildOptions, Observer, Stores, build};
+pub use convert::{ConvertError, Converted, convert};
 pub use discover::{DiscoverError, DiscoverRequest, Discovered, Source, discover};
+pub use image::{Image, ImageError, Platforms};
 pub use manifest::{IndexError, IndexVersion, SociIndex};
 pub use remote::Remote;
 pub use resolve::{ArtifactKind, Resolved, resolve};

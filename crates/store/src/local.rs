@@ -27,7 +27,7 @@ use futures::StreamExt as _;
 use soci_oci::{BlobSource, BlobStream, Descriptor, Digest};
 
 use self::ingest::Ingest;
-use self::source::FileBlob;
+pub use self::source::FileBlob;
 use crate::{ContentInfo, ContentStore, StoreError};
 
 /// Pieces of a stream that wait for the disk.

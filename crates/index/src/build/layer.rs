@@ -79,7 +79,7 @@ pub(super) fn joined(errors: &[LayerError]) -> String {
 /// What became of a layer.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Built { descriptor: Descriptor, line: String },
+    Built { descriptor: Box<Descriptor>, line: String },
     Skipped(String),
     Ignored,
 }
@@ -155,7 +155,7 @@ async fn make(
     stores.artifacts.put(&descriptor, built.bytes.into(), &labels).await?;
     annotate(&mut descriptor, layer, &span_size, options.xattr && !built.xattrs_needed);
     let line = format!("layer {} -> ztoc {}", layer.digest, descriptor.digest);
-    Ok(Outcome::Built { descriptor, line })
+    Ok(Outcome::Built { descriptor: Box::new(descriptor), line })
 }
 
 fn annotate(ztoc: &mut Descriptor, layer: &Descriptor, span_size: &str, disable_xattrs: bool) {
@@ -198,7 +198,7 @@ async fn reuse(
     let mut descriptor = Descriptor::new(media_type::ZTOC, ztoc.digest, ztoc.size);
     annotate(&mut descriptor, layer, span_size, disable_xattrs);
     let line = format!("layer {} -> ztoc {} (already exists)", layer.digest, ztoc.digest);
-    Ok(Some(Outcome::Built { descriptor, line }))
+    Ok(Some(Outcome::Built { descriptor: Box::new(descriptor), line }))
 }
 
 /// Whether a layer has extended attributes, or opaque directories, which overlayfs sees as such.

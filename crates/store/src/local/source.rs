@@ -43,17 +43,26 @@ pub(super) fn read(path: &Path, digest: &Digest, max: u64) -> Result<Option<Byte
     Ok(Some(bytes.into()))
 }
 
-/// Content in a file, opened anew for each range.
+/// Content in a file, or in a part of one; the file is opened anew for each range.
+///
+/// The bytes it yields are not verified.
 #[derive(Debug)]
-pub(super) struct FileBlob {
+pub struct FileBlob {
     path: PathBuf,
+    offset: u64,
     digest: Digest,
     size: u64,
 }
 
 impl FileBlob {
-    pub(super) fn new(path: PathBuf, digest: Digest, size: u64) -> Self {
-        Self { path, digest, size }
+    /// Returns the content `digest`, which is the first `size` bytes of `path`.
+    pub fn new(path: PathBuf, digest: Digest, size: u64) -> Self {
+        Self { path, offset: 0, digest, size }
+    }
+
+    /// Returns the content `digest`, which is the `size` bytes of `path` from byte `offset` on.
+    pub fn within(path: PathBuf, offset: u64, digest: Digest, size: u64) -> Self {
+        Self { path, offset, digest, size }
     }
 }
 
@@ -73,18 +82,19 @@ impl BlobSource for FileBlob {
                 io::ErrorKind::NotFound => FetchErrorKind::NotFound,
                 _ => FetchErrorKind::Local,
             };
-            FetchError::because(kind, format!("{digest}: reading from the content store"), error)
+            FetchError::because(kind, format!("{digest}: reading local content"), error)
         };
         let path = self.path.clone();
         let opened = tokio::task::spawn_blocking(move || File::open(path)).await;
         let file = opened.map_err(io::Error::other).and_then(|result| result).map_err(failed)?;
+        let offset = self.offset;
         let (sender, receiver) = tokio::sync::mpsc::channel(QUEUE);
         tokio::task::spawn_blocking(move || {
             let mut at = range.start;
             while at < range.end {
                 let piece = usize::try_from(range.end - at).map_or(PIECE, |left| left.min(PIECE));
                 let mut bytes = vec![0; piece];
-                let item = match file.read_exact_at(&mut bytes, at) {
+                let item = match file.read_exact_at(&mut bytes, offset.saturating_add(at)) {
                     Ok(()) => Ok(Bytes::from(bytes)),
                     Err(error) => Err(failed(error)),
                 };

@@ -10,6 +10,7 @@ pub mod binaries;
 pub mod cache;
 pub mod containerd2;
 pub mod images;
+pub mod interrupt;
 pub mod layout;
 pub mod publish;
 pub mod rootfs;

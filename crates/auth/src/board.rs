@@ -11,6 +11,7 @@ mod pulls;
 mod refusals;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -23,6 +24,8 @@ pub use refusals::Admission;
 
 /// How many registries have a generation of their own. Those beyond share the common one.
 const MAX_REGISTRIES: usize = 4096;
+/// How long an option that keeps failing is not warned about again.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 
 /// The state that keychains and requests share. See the [module](self).
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub struct AuthBoard {
     refusals: Mutex<refusals::Refusals>,
     ledger: Mutex<ledger::Ledger>,
     pulls: pulls::Pulls,
+    /// When each option was last complained about; as many entries as there are options.
+    complaints: Mutex<HashMap<&'static str, Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +59,7 @@ impl AuthBoard {
             refusals: Mutex::default(),
             ledger: Mutex::default(),
             pulls: pulls::Pulls::default(),
+            complaints: Mutex::default(),
         }
     }
 
@@ -130,6 +136,16 @@ impl AuthBoard {
         }
     }
 
+    /// Whether a warning about this option is due: at most one a minute.
+    pub(crate) fn may_complain(&self, option: &'static str) -> bool {
+        let (mut complaints, now) = (self.complaints.lock(), Instant::now());
+        let due = complaints.get(option).is_none_or(|last| now >= *last + COMPLAINT_PAUSE);
+        if due {
+            complaints.insert(option, now);
+        }
+        due
+    }
+
     /// Notes what an option answered, for `explain`.
     pub fn note(&self, registry: &str, repository: &str, option: &'static str, answer: Answer) {
         self.ledger.lock().note(registry, repository, option, answer);
@@ -164,7 +180,6 @@ impl AuthBoard {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
     use crate::Credential;

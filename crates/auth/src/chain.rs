@@ -94,6 +94,9 @@ impl KeychainChain {
                 }
                 Err(error) => {
                     meters.option_failed(name);
+                    if board.may_complain(name) {
+                        tracing::warn!(option = name, registry, %error, "credentials cannot be looked up");
+                    }
                     board.note(&registry, repository, name, Answer::Failed(error.to_string()));
                     found.errors.push((name, error.to_string()));
                     if held == Some(name) {

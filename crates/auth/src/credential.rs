@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use base64::Engine as _;
+use bytes::Bytes;
 use http::HeaderValue;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -96,10 +97,10 @@ pub(crate) fn basic_header(username: &str, password: &Secret) -> Option<HeaderVa
     pair.extend_from_slice(username.as_bytes());
     pair.push(b':');
     pair.extend_from_slice(password.expose());
-    let mut text = Zeroizing::new(String::with_capacity(6 + pair.len().div_ceil(3) * 4));
-    text.push_str("Basic ");
-    base64::engine::general_purpose::STANDARD.encode_string(&*pair, &mut text);
-    sensitive(text.as_bytes())
+    let mut text = Zeroizing::new(vec![0; 6 + pair.len().div_ceil(3) * 4]);
+    text[..6].copy_from_slice(b"Basic ");
+    base64::engine::general_purpose::STANDARD.encode_slice(&*pair, &mut text[6..]).ok()?;
+    sensitive(text)
 }
 
 /// Returns `Bearer <token>`, marked sensitive; nothing when the token holds bytes that no header can carry.
@@ -107,11 +108,12 @@ pub(crate) fn bearer_header(token: &Secret) -> Option<HeaderValue> {
     let mut text = Zeroizing::new(Vec::with_capacity(7 + token.expose().len()));
     text.extend_from_slice(b"Bearer ");
     text.extend_from_slice(token.expose());
-    sensitive(&text)
+    sensitive(text)
 }
 
-fn sensitive(bytes: &[u8]) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_bytes(bytes).ok()?;
+/// Makes a header value that shares `text`, so that it is wiped with the last clone of the value.
+fn sensitive(text: Zeroizing<Vec<u8>>) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(text)).ok()?;
     value.set_sensitive(true);
     Some(value)
 }

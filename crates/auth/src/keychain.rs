@@ -5,7 +5,10 @@
 //! "has only refused ones" and "has none" must not be confused — only the second lets the next option be asked.
 
 pub mod docker_config;
+pub mod docker_file;
 pub mod explicit;
+mod helper;
+mod key_match;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -121,10 +124,6 @@ impl Rejected {
     /// Adds one. The set is bounded by the cap on candidates of a request.
     pub fn add(&mut self, fingerprint: Fingerprint) {
         self.0.insert(fingerprint);
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.0.clear();
     }
 }
 

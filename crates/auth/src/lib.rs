@@ -15,20 +15,32 @@
 //! Only keychains open files, only helpers start processes, and no socket is opened here: the registry crate lends its
 //! client as [`TokenHttp`].
 
-#![allow(dead_code, reason = "requests go bare until the attempt presents credentials")]
-
 pub mod attempt;
 pub mod board;
 pub mod chain;
+pub mod challenge;
 pub mod credential;
 pub mod denied;
 pub mod exchange;
+pub mod explain;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod keychain;
 pub mod meters;
 pub mod origin;
 pub mod policy;
+pub mod quirks;
+pub mod redact;
 pub mod secret;
 pub mod token_http;
+
+mod flight;
+mod json;
+mod known_hosts;
+mod scopes;
+#[cfg(test)]
+mod testing;
+mod token_cache;
 
 pub use attempt::{Access, AuthAttempt, Authenticator, Next, Refusal, Settings};
 pub use board::AuthBoard;

@@ -1,0 +1,289 @@
+//! Finding what the request carries next: a candidate, and the form that the host wants it in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::{AuthAttempt, Carried};
+use crate::board::Admission;
+use crate::challenge::{BearerDemand, Demand};
+use crate::credential::{basic_header, bearer_header};
+use crate::exchange::{ExchangeError, TokenRequest};
+use crate::token_cache::{Fetch, Served, TokenKey};
+use crate::{AuthError, Candidate, Credential, Denied, Reason, Scheme, TokenHttp, policy, scopes};
+
+/// How often the options are asked anew while waiting for news: not every change bumps the board by itself (a file is
+/// looked at when it is asked for).
+const POLL: Duration = Duration::from_secs(1);
+/// What is left of the deadline for the request itself after waiting for news.
+const RESERVE: Duration = Duration::from_millis(250);
+
+/// What became of one candidate.
+enum Presented {
+    As(Carried),
+    /// It cannot be presented or its token was refused: another one is to be found.
+    Unusable,
+}
+
+impl AuthAttempt {
+    /// Returns a registry token for the first request, where one is at hand without waiting; else nothing is carried.
+    pub(super) async fn registry_token(&mut self) -> Carried {
+        let Some((option, candidate)) = self.auth.chain.registry_token(&self.scope).await else {
+            return Carried::Nothing;
+        };
+        let Credential::RegistryToken(token) = &candidate.credential else { return Carried::Nothing };
+        let header = bearer_header(token);
+        match (header, self.admit(&candidate)) {
+            (Some(header), Admission::Go) => {
+                self.option = Some(option);
+                self.use_candidate(candidate);
+                Carried::Credential { header, basic: false }
+            }
+            _ => Carried::Nothing,
+        }
+    }
+
+    /// Returns what to carry next.
+    pub(super) async fn prepare(&mut self, http: &Arc<dyn TokenHttp>) -> Result<Carried, AuthError> {
+        loop {
+            if self.candidate.is_none() && !self.find().await? {
+                return self.anonymous(http).await;
+            }
+            let Some(candidate) = self.candidate.clone() else { continue };
+            match self.present(&candidate, http).await? {
+                Presented::As(carried) => {
+                    self.mind_clear_text();
+                    return Ok(carried);
+                }
+                Presented::Unusable => {}
+            }
+        }
+    }
+
+    /// Finds the next candidate and makes it the present one; `false` when no option has anything.
+    ///
+    /// Waits for news when the option has only refused ones.
+    async fn find(&mut self) -> Result<bool, AuthError> {
+        loop {
+            let generation = self.auth.board.generation(&self.registry);
+            if self.rejected.is_empty()
+                && let Some((option, candidate)) =
+                    self.auth.hosts.trusted(&self.scope, &self.access, generation)
+                && self.admit(&candidate) == Admission::Go
+            {
+                self.option = Some(option);
+                self.use_candidate(candidate);
+                return Ok(true);
+            }
+            let auth = Arc::clone(&self.auth);
+            let held = self.option.map(|option| option.name);
+            let resolution =
+                auth.chain.resolve(&self.scope, &self.rejected, held, &auth.board, &*auth.settings.meters);
+            let found = timeout_at(self.deadline, resolution).await.map_err(|_| self.late())?;
+            self.option_errors = found.errors;
+            self.findings = found.findings;
+            if found.option != self.option {
+                self.tried = 0;
+            }
+            self.option = found.option;
+            let Some(option) = found.option else { return Ok(false) };
+            let mut resting: Option<Instant> = None;
+            for candidate in found.candidates {
+                if self.tried >= option.max_candidates {
+                    break;
+                }
+                match self.admit(&candidate) {
+                    Admission::Go => {
+                        self.use_candidate(candidate);
+                        return Ok(true);
+                    }
+                    Admission::NotBefore(at) => resting = Some(resting.map_or(at, |first| first.min(at))),
+                }
+            }
+            if let (Some(flaw), false) = (self.flaw, self.any_refused) {
+                return Err(self.denied(Reason::Incomplete(flaw)).into());
+            }
+            if self.tried >= option.max_candidates || !self.wait_for_news(generation, resting).await {
+                let reason = if self.any_refused { Reason::Refused } else { Reason::Resting };
+                return Err(self.denied(reason).into());
+            }
+        }
+    }
+
+    /// Waits until there may be another candidate; `false` when patience or deadline end.
+    async fn wait_for_news(&mut self, generation: u64, resting: Option<Instant>) -> bool {
+        let now = Instant::now();
+        let last = self.deadline.checked_sub(RESERVE).unwrap_or(now);
+        let ends = (*self.patience_ends.get_or_insert(now + self.auth.settings.patience)).min(last);
+        if now >= ends {
+            return false;
+        }
+        let mut until = ends.min(now + POLL);
+        if let Some(resting) = resting.filter(|at| *at > now) {
+            until = until.min(resting);
+        }
+        tokio::select! {
+            _ = self.auth.board.changed(&self.registry, generation) => {}
+            () = sleep_until(until) => {}
+        }
+        true
+    }
+
+    /// Puts a candidate into the form that the host wants.
+    async fn present(
+        &mut self,
+        candidate: &Candidate,
+        http: &Arc<dyn TokenHttp>,
+    ) -> Result<Presented, AuthError> {
+        let credential = &candidate.credential;
+        if let Some(flaw) = credential.flaw() {
+            return Ok(self.skip(flaw));
+        }
+        if let Credential::RegistryToken(token) = credential {
+            return Ok(match bearer_header(token) {
+                Some(header) => Presented::As(Carried::Credential { header, basic: false }),
+                None => self.skip("the registry token holds bytes that no header can carry"),
+            });
+        }
+        match (self.demand.clone(), credential) {
+            (None, _) => Ok(Presented::As(Carried::Nothing)),
+            (Some(Demand::Basic), Credential::Basic { username, password }) => {
+                Ok(match basic_header(username, password) {
+                    Some(header) => Presented::As(Carried::Credential { header, basic: true }),
+                    None => self.skip("it cannot be put into a header"),
+                })
+            }
+            (Some(Demand::Basic), _) => Ok(self.skip("an identity token cannot answer a Basic challenge")),
+            (Some(Demand::Bearer(demand)), _) => {
+                match self.token(&demand, Some(credential.clone()), http).await? {
+                    Ok(carried) => Ok(Presented::As(carried)),
+                    Err(status) => {
+                        self.last_status = Some(status);
+                        self.reject();
+                        Ok(Presented::Unusable)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Leaves out a candidate that cannot be presented.
+    fn skip(&mut self, flaw: &'static str) -> Presented {
+        if let Some(candidate) = self.candidate.take() {
+            self.rejected.add(candidate.id.fingerprint);
+        }
+        self.flaw = Some(flaw);
+        Presented::Unusable
+    }
+
+    /// Answers without a credential, since no option has one.
+    async fn anonymous(&mut self, http: &Arc<dyn TokenHttp>) -> Result<Carried, AuthError> {
+        match self.demand.clone() {
+            None => Ok(Carried::Nothing),
+            Some(Demand::Bearer(demand)) if !self.anonymous_refused => {
+                match self.token(&demand, None, http).await? {
+                    Ok(carried) => Ok(carried),
+                    Err(status) => {
+                        self.last_status = Some(status);
+                        Err(self.denied(Reason::NoCredential).into())
+                    }
+                }
+            }
+            Some(_) => Err(self.denied(Reason::NoCredential).into()),
+        }
+    }
+
+    /// Gets a token; the inner error is the status with which the endpoint refused.
+    async fn token(
+        &mut self,
+        demand: &BearerDemand,
+        credential: Option<Credential>,
+        http: &Arc<dyn TokenHttp>,
+    ) -> Result<Result<Carried, u16>, AuthError> {
+        policy::check_realm(&self.scope.origin, &demand.realm)?;
+        let key = self.key_for(demand, credential.as_ref());
+        let settings = &self.auth.settings;
+        let fetch = Fetch {
+            request: TokenRequest {
+                realm: demand.realm.clone(),
+                service: demand.service.clone(),
+                scopes: scopes::wanted(&demand.scopes, self.scope.image.repository(), &self.access),
+                credential,
+                client_id: settings.client_id.clone(),
+            },
+            http: Arc::clone(http),
+            limit: settings.token_timeout,
+            meters: Arc::clone(&settings.meters),
+        };
+        let got =
+            timeout_at(self.deadline, self.auth.tokens.get(&key, fetch)).await.map_err(|_| self.late())?;
+        match got {
+            Ok((token, served)) => Ok(Ok(Carried::Token {
+                header: token.header,
+                serial: token.serial,
+                from_cache: served == Served::Cached,
+                key,
+            })),
+            Err(error) => match *error {
+                ExchangeError::Refused { status, .. } => Ok(Err(status)),
+                _ => Err(AuthError::Token {
+                    host: self.scope.origin.to_string(),
+                    repository: self.scope.image.repository().to_owned(),
+                    source: error,
+                }),
+            },
+        }
+    }
+
+    /// Returns the key of the token that would be asked for at present.
+    pub(super) fn token_key(&self) -> Option<TokenKey> {
+        match &self.demand {
+            Some(Demand::Bearer(demand)) => {
+                Some(self.key_for(demand, self.candidate.as_ref().map(|candidate| &candidate.credential)))
+            }
+            _ => None,
+        }
+    }
+
+    fn key_for(&self, demand: &BearerDemand, credential: Option<&Credential>) -> TokenKey {
+        let mut scopes = scopes::wanted(&demand.scopes, self.scope.image.repository(), &self.access);
+        scopes.sort_unstable();
+        TokenKey {
+            origin: self.scope.origin.clone(),
+            realm: demand.realm.to_string(),
+            service: demand.service.clone(),
+            scopes,
+            who: credential.map(Credential::fingerprint),
+        }
+    }
+
+    fn admit(&self, candidate: &Candidate) -> Admission {
+        self.auth.board.admit(&self.registry, self.scope.image.repository(), candidate.id.fingerprint)
+    }
+
+    fn use_candidate(&mut self, candidate: Candidate) {
+        self.candidate = Some(candidate);
+        self.tried += 1;
+        self.refusals = 0;
+        self.renewed = false;
+    }
+
+    fn mind_clear_text(&self) {
+        let origin = &self.scope.origin;
+        if self.candidate.is_some() && origin.scheme() == Scheme::Http && !origin.is_loopback() {
+            self.auth.warn_of_clear_text(&origin.to_string());
+        }
+    }
+
+    fn late(&self) -> AuthError {
+        let (host, repository) = (self.scope.origin.to_string(), self.scope.image.repository().to_owned());
+        AuthError::Deadline { host, repository }
+    }
+}
+
+impl From<Denied> for AuthError {
+    fn from(denied: Denied) -> Self {
+        Self::Denied(denied)
+    }
+}

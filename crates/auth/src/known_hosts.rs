@@ -1,0 +1,101 @@
+//! What each host asked for last, so that a request need not be refused first.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::attempt::Access;
+use crate::chain::ChosenOption;
+use crate::challenge::Demand;
+use crate::{Candidate, CredentialScope, Origin};
+
+const MAX_HOSTS: usize = 4096;
+/// For how long an accepted candidate is presented again without asking the options. Short, so that a removed or
+/// replaced entry takes effect; long enough that a burst of reads asks once.
+const TRUST: Duration = Duration::from_secs(1);
+
+/// The table, by host, repository and access.
+#[derive(Debug, Default)]
+pub(crate) struct KnownHosts(Mutex<HashMap<Key, Known>>);
+
+type Key = (Origin, String, Access);
+
+#[derive(Debug)]
+struct Known {
+    demand: Demand,
+    used: Instant,
+    accepted: Option<Accepted>,
+}
+
+#[derive(Debug, Clone)]
+struct Accepted {
+    option: ChosenOption,
+    candidate: Candidate,
+    generation: u64,
+    at: Instant,
+}
+
+fn key(scope: &CredentialScope, access: &Access) -> Key {
+    (scope.origin.clone(), scope.image.name(), access.clone())
+}
+
+impl KnownHosts {
+    /// Returns what the host asked for last.
+    pub(crate) fn demand(&self, scope: &CredentialScope, access: &Access) -> Option<Demand> {
+        let mut hosts = self.0.lock();
+        let known = hosts.get_mut(&key(scope, access))?;
+        known.used = Instant::now();
+        Some(known.demand.clone())
+    }
+
+    /// Remembers what the host asks for.
+    pub(crate) fn note(&self, scope: &CredentialScope, access: &Access, demand: &Demand) {
+        let mut hosts = self.0.lock();
+        let (key, now) = (key(scope, access), Instant::now());
+        if hosts.len() >= MAX_HOSTS && !hosts.contains_key(&key) {
+            let oldest = hosts.iter().min_by_key(|(_, known)| known.used).map(|(key, _)| key.clone());
+            oldest.map(|key| hosts.remove(&key));
+        }
+        hosts.insert(key, Known { demand: demand.clone(), used: now, accepted: None });
+    }
+
+    /// Remembers the candidate that the host accepted, in the registry's `generation`.
+    pub(crate) fn accepted(
+        &self,
+        scope: &CredentialScope,
+        access: &Access,
+        option: ChosenOption,
+        candidate: &Candidate,
+        generation: u64,
+    ) {
+        if let Some(known) = self.0.lock().get_mut(&key(scope, access)) {
+            if known
+                .accepted
+                .as_ref()
+                .is_some_and(|old| old.candidate.id == candidate.id && fresh(old, generation))
+            {
+                return;
+            }
+            known.accepted =
+                Some(Accepted { option, candidate: candidate.clone(), generation, at: Instant::now() });
+        }
+    }
+
+    /// Returns the candidate that was accepted a moment ago, unless there is news of the registry.
+    pub(crate) fn trusted(
+        &self,
+        scope: &CredentialScope,
+        access: &Access,
+        generation: u64,
+    ) -> Option<(ChosenOption, Candidate)> {
+        let hosts = self.0.lock();
+        let accepted = hosts.get(&key(scope, access))?.accepted.as_ref()?;
+        fresh(accepted, generation).then(|| (accepted.option, accepted.candidate.clone()))
+    }
+}
+
+fn fresh(accepted: &Accepted, generation: u64) -> bool {
+    accepted.generation == generation && accepted.at.elapsed() < TRUST
+}

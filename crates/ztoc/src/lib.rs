@@ -11,6 +11,8 @@
 //! The format is described in `docs/ztoc-format.md`; what is written here is byte for byte what the Go SOCI tools write.
 
 mod builder;
+#[cfg(test)]
+mod decode_tests;
 mod encode;
 mod entry;
 mod error;

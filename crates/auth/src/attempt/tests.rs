@@ -110,7 +110,7 @@ impl Stack {
     ) -> Self {
         let options = options.iter().map(|option| Arc::clone(option) as Arc<dyn Keychain>).collect();
         let settings = Settings { patience, ..Settings::default() };
-        let auth = Authenticator::new(KeychainChain::new(options), Arc::new(AuthBoard::new()), settings);
+        let auth = Authenticator::new(KeychainChain::new(options), AuthBoard::new(), settings);
         let (image, time) = ("reg.example/team/app:1".to_owned(), Duration::from_secs(30));
         Self { auth, registry: Arc::clone(registry), tokens, image, time }
     }
@@ -612,7 +612,7 @@ async fn t120_a_wrong_explicit_credential_never_leads_to_docker_config() {
     let stack = Stack::new(&[], &registry, no_tokens());
     let chain = KeychainChain::new(vec![Arc::new(user), Arc::clone(&d) as _]);
     let settings = Settings { patience: Duration::ZERO, ..Settings::default() };
-    let auth = Authenticator::new(chain, Arc::new(AuthBoard::new()), settings);
+    let auth = Authenticator::new(chain, AuthBoard::new(), settings);
     let denied = Stack { auth, ..stack }.denied().await;
     assert_eq!((denied.option, *d.lookups.lock()), (Some("--user"), 0));
     assert_eq!(registry.log(), ["", "u:wrong"]);
@@ -652,4 +652,50 @@ async fn t123_no_message_and_no_debug_holds_a_secret() {
     for needle in [secret, "T-user", &encoded] {
         assert!(!shown.contains(needle), "{needle} in {shown}");
     }
+}
+
+/// A stack over a real `config.json` in a directory of its own.
+fn over_a_file(registry: &Arc<Registry>, tokens: Arc<Script>) -> (tempfile::TempDir, Stack) {
+    use crate::keychain::docker_config::{self, DockerConfigKeychain, Environment};
+    let directory = tempfile::TempDir::new().unwrap();
+    let docker_config = Some(directory.path().to_owned());
+    let board = AuthBoard::new();
+    let environment = Environment { docker_config, ..Environment::default() };
+    let keychain =
+        DockerConfigKeychain::new(environment, Arc::clone(&board), docker_config::Settings::default());
+    let settings = Settings { patience: Duration::ZERO, ..Settings::default() };
+    let auth = Authenticator::new(KeychainChain::new(vec![Arc::new(keychain)]), board, settings);
+    (directory, Stack { auth, ..Stack::new(&[], registry, tokens) })
+}
+
+fn log_in(directory: &tempfile::TempDir, name: &str, password: &str) {
+    let json = serde_json::json!({"auths": {"reg.example:443": {"username": name, "password": password}}});
+    let new = directory.path().join("new");
+    std::fs::write(&new, json.to_string()).unwrap();
+    std::fs::rename(new, directory.path().join("config.json")).unwrap();
+}
+
+#[tokio::test]
+async fn t47_t48_a_login_and_a_rotated_password_take_effect_within_the_next_request() {
+    let registry = Registry::new(BASIC, &["u:1"]);
+    let (directory, stack) = over_a_file(&registry, no_tokens());
+    assert_eq!(stack.denied().await.reason, Reason::NoCredential);
+    log_in(&directory, "u", "1");
+    stack.request().await.unwrap();
+    registry.accept_only("u:2");
+    log_in(&directory, "u", "2");
+    stack.request().await.unwrap();
+    assert_eq!(registry.log(), ["", "", "u:1", "u:1", "u:2"]);
+}
+
+#[tokio::test]
+async fn t108_t48_a_rotated_password_behind_a_token_endpoint_takes_effect_within_the_next_request() {
+    let registry = Registry::new(BEARER, &["Bearer T-a"]);
+    let (directory, stack) = over_a_file(&registry, token_server(&["a:1", "b:2"], true));
+    log_in(&directory, "a", "1");
+    stack.request().await.unwrap();
+    registry.accept_only("Bearer T-b");
+    log_in(&directory, "b", "2");
+    stack.request().await.unwrap();
+    assert_eq!(registry.log().last().unwrap(), "Bearer T-b");
 }

@@ -225,3 +225,6 @@ async fn store_index(index: &Map<String, Value>, stores: &Stores) -> Result<Desc
     stores.image.put(&descriptor, bytes, &labels).await?;
     Ok(descriptor)
 }
+
+#[cfg(test)]
+mod tests;

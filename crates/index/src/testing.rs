@@ -1,14 +1,15 @@
 //! A repository in memory, for the tests of this crate.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use soci_oci::{Descriptor, Digest, FetchClass, FetchContext, FetchError, FetchErrorKind};
+use futures::TryStreamExt as _;
+use soci_oci::{BlobSource, Descriptor, Digest, FetchClass, FetchContext, FetchError, FetchErrorKind};
 
-use crate::remote::Remote;
+use crate::remote::{PushRemote, Remote};
 
 #[derive(Debug, Default)]
 pub(crate) struct MemoryRemote {
@@ -16,6 +17,8 @@ pub(crate) struct MemoryRemote {
     pub(crate) referrers: Mutex<Vec<Descriptor>>,
     pub(crate) broken: Mutex<Vec<Digest>>,
     pub(crate) asked: Mutex<Vec<String>>,
+    pub(crate) tags: Mutex<BTreeMap<String, Digest>>,
+    pub(crate) lists_referrers: Mutex<bool>,
 }
 
 impl MemoryRemote {
@@ -71,4 +74,54 @@ impl Remote for MemoryRemote {
 
 pub(crate) fn context() -> FetchContext {
     FetchContext::new(Instant::now() + Duration::from_secs(60), FetchClass::OnDemand)
+}
+
+#[async_trait]
+impl PushRemote for MemoryRemote {
+    async fn has_manifest(&self, digest: &Digest, _: &FetchContext) -> Result<bool, FetchError> {
+        Ok(self.content.lock().unwrap().contains_key(digest))
+    }
+
+    async fn push_blob(
+        &self,
+        descriptor: &Descriptor,
+        source: Arc<dyn BlobSource>,
+        context: &FetchContext,
+    ) -> Result<bool, FetchError> {
+        if self.has_manifest(&descriptor.digest, context).await? {
+            return Ok(false);
+        }
+        let stream = source.open(0..descriptor.size, context).await?;
+        let pieces: Vec<Bytes> = stream.try_collect().await?;
+        assert_eq!(self.put(pieces.concat()), descriptor.digest);
+        Ok(true)
+    }
+
+    async fn push_manifest(
+        &self,
+        object: &str,
+        _: &str,
+        bytes: Bytes,
+        _: &FetchContext,
+    ) -> Result<bool, FetchError> {
+        let digest = self.put(bytes);
+        if self.broken.lock().unwrap().contains(&digest) {
+            return Err(FetchError::new(FetchErrorKind::Denied, "401"));
+        }
+        if object != digest.to_string() {
+            self.tags.lock().unwrap().insert(object.to_owned(), digest);
+        }
+        Ok(*self.lists_referrers.lock().unwrap())
+    }
+
+    async fn tagged(&self, tag: &str, _: &FetchContext) -> Result<Option<(Descriptor, Bytes)>, FetchError> {
+        let digest = self.tags.lock().unwrap().get(tag).copied();
+        let bytes = digest.map(|digest| self.content.lock().unwrap()[&digest].clone());
+        Ok(bytes.map(|bytes| (Descriptor::of("index", &bytes), bytes)))
+    }
+
+    async fn delete_manifest(&self, digest: &Digest, _: &FetchContext) -> Result<(), FetchError> {
+        self.content.lock().unwrap().remove(digest);
+        Ok(())
+    }
 }

@@ -1,0 +1,199 @@
+use std::sync::Mutex;
+
+use soci_oci::{Manifest, annotation};
+use soci_store::LocalStore;
+
+use super::*;
+use crate::testing::{MemoryRemote, context};
+
+#[derive(Default)]
+struct Lines(Mutex<Vec<String>>);
+
+impl Observer for Lines {
+    fn line(&self, text: &str) {
+        self.0.lock().unwrap().push(text.to_owned());
+    }
+    fn warn(&self, text: &str) {
+        self.line(text);
+    }
+}
+
+struct Fixture {
+    _root: tempfile::TempDir,
+    stores: Stores,
+    remote: MemoryRemote,
+    image: Bytes,
+    index: SociIndex,
+}
+
+const OPTIONS: PushOptions =
+    PushOptions { existing: ExistingIndex::Allow, parallel: NonZeroUsize::MIN, quiet: false };
+
+/// An image of one layer, with an index, in one store.
+async fn fixture() -> Fixture {
+    let root = tempfile::tempdir().unwrap();
+    let store: Arc<dyn ContentStore> = Arc::new(LocalStore::open(root.path()).unwrap());
+    let layer = Descriptor::of("application/vnd.oci.image.layer.v1.tar", b"layer");
+    let image = Bytes::from(
+        Manifest {
+            config: Descriptor::of(media_type::OCI_CONFIG, b"config"),
+            layers: vec![layer.clone()],
+            ..SociIndex::new(Vec::new(), None).manifest
+        }
+        .encode(),
+    );
+    let subject = Descriptor::of(media_type::OCI_MANIFEST, &image);
+    let mut ztoc = Descriptor::of(media_type::ZTOC, b"ztoc");
+    ztoc.annotations.insert(annotation::LAYER_DIGEST.into(), layer.digest.to_string());
+    let index = SociIndex::new(vec![ztoc], Some(&subject));
+    for content in [&b"layer"[..], b"config", b"{}", b"ztoc", &image, &index.bytes] {
+        store.put(&Descriptor::of("", content), Bytes::copy_from_slice(content), &[]).await.unwrap();
+    }
+    let remote = MemoryRemote::default();
+    *remote.lists_referrers.lock().unwrap() = true;
+    let stores = Stores { image: Arc::clone(&store), artifacts: store };
+    Fixture { _root: root, stores, remote, image, index }
+}
+
+impl Fixture {
+    async fn push(&self, options: PushOptions) -> (Result<bool, PushError>, Vec<String>) {
+        let lines = Lines::default();
+        let result = push(&self.index, &self.stores, &self.remote, &options, &context(), &lines).await;
+        (result, lines.0.into_inner().unwrap())
+    }
+
+    fn has(&self, content: &[u8]) -> bool {
+        self.remote.content.lock().unwrap().contains_key(&Digest::of(content))
+    }
+}
+
+#[tokio::test]
+async fn the_graph_is_pushed_with_the_references_lines() {
+    let fixture = fixture().await;
+    fixture.remote.put(fixture.image.clone());
+    fixture.remote.put(&b"{}"[..]);
+    let (result, lines) = fixture.push(OPTIONS).await;
+    assert!(result.unwrap());
+    let (index, image) = (fixture.index.digest, Digest::of(&fixture.image));
+    let (config, ztoc) = (Digest::of(b"{}"), Digest::of(b"ztoc"));
+    assert_eq!(
+        lines,
+        [
+            format!("pushing soci index with digest: {index}"),
+            format!("pushing artifact with digest: {config}"),
+            format!("skipped artifact with digest: {config}"),
+            format!("pushing artifact with digest: {ztoc}"),
+            format!("successfully pushed artifact with digest: {ztoc}"),
+            format!("skipped artifact with digest: {image}"),
+            format!("pushing artifact with digest: {index}"),
+            format!("successfully pushed artifact with digest: {index}"),
+        ]
+    );
+    assert!(fixture.has(&fixture.index.bytes) && !fixture.has(b"layer"));
+    let (_, lines) = fixture.push(OPTIONS).await;
+    assert_eq!(lines[1..], [format!("skipped artifact with digest: {index}")]);
+}
+
+#[tokio::test]
+async fn an_image_the_registry_lacks_is_pushed_from_here() {
+    let fixture = fixture().await;
+    fixture.push(OPTIONS).await.0.unwrap();
+    assert!(fixture.has(&fixture.image) && fixture.has(b"layer") && fixture.has(b"config"));
+}
+
+#[tokio::test]
+async fn an_image_that_is_nowhere_is_named() {
+    let fixture = fixture().await;
+    fixture.stores.image.delete(&Digest::of(&fixture.image)).await.unwrap();
+    let error = fixture.push(OPTIONS).await.0.unwrap_err();
+    assert!(matches!(error, PushError::NoImage { .. }));
+    assert!(error.to_string().ends_with("push the image first"), "{error}");
+    assert!(!fixture.has(&fixture.index.bytes));
+}
+
+#[tokio::test]
+async fn an_index_that_is_there_is_treated_as_asked() {
+    let fixture = fixture().await;
+    fixture.remote.put(fixture.image.clone());
+    let one = Descriptor::of(media_type::OCI_MANIFEST, b"one");
+    *fixture.remote.referrers.lock().unwrap() = vec![one.clone()];
+    let (result, lines) = fixture.push(PushOptions { existing: ExistingIndex::Skip, ..OPTIONS }).await;
+    assert!(!result.unwrap());
+    assert_eq!(
+        lines[1],
+        format!(
+            "soci index found in remote repository with digest: {}: skipping pushing artifacts for image manifest: {}",
+            one.digest,
+            Digest::of(&fixture.image)
+        )
+    );
+    assert!(!fixture.has(&fixture.index.bytes));
+    *fixture.remote.referrers.lock().unwrap() = vec![one.clone(), one];
+    let quiet = PushOptions { existing: ExistingIndex::Warn, quiet: true, ..OPTIONS };
+    let (result, lines) = fixture.push(quiet).await;
+    assert!(result.unwrap());
+    assert_eq!(
+        lines,
+        [
+            "[WARN] multiple soci indices found in remote repository: pushing index anyway".to_owned(),
+            fixture.index.digest.to_string()
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_registry_without_referrers_gets_a_tag() {
+    let fixture = fixture().await;
+    *fixture.remote.lists_referrers.lock().unwrap() = false;
+    let subject = Digest::of(&fixture.image);
+    let tag = format!("sha256-{}", subject.hex());
+    let other = Descriptor::of(media_type::OCI_MANIFEST, b"signature");
+    let list = Index {
+        schema_version: 2,
+        media_type: media_type::OCI_INDEX.into(),
+        artifact_type: None,
+        manifests: vec![other.clone()],
+        subject: None,
+        annotations: std::collections::BTreeMap::new(),
+    };
+    let old = fixture.remote.put(list.encode());
+    fixture.remote.tags.lock().unwrap().insert(tag.clone(), old);
+    fixture.push(OPTIONS).await.0.unwrap();
+    let (_, bytes) = fixture.remote.tagged(&tag, &context()).await.unwrap().unwrap();
+    let list = Index::decode(&bytes).unwrap();
+    assert_eq!(list.manifests[0], other);
+    assert_eq!(list.manifests[1].digest, fixture.index.digest);
+    assert_eq!(list.manifests[1].artifact_type.as_deref(), Some(media_type::SOCI_INDEX_V1));
+    assert_eq!(list.manifests[1].annotations, fixture.index.manifest.annotations);
+    assert!(!fixture.remote.content.lock().unwrap().contains_key(&old));
+}
+
+#[tokio::test]
+async fn an_index_v2_is_not_pushed_alone() {
+    let mut fixture = fixture().await;
+    fixture.index = SociIndex::new(Vec::new(), None);
+    let error = fixture.push(OPTIONS).await.0.unwrap_err();
+    assert!(matches!(error, PushError::NoSubject(_)));
+}
+
+#[tokio::test]
+async fn the_newest_index_of_the_subject_is_chosen() {
+    let fixture = fixture().await;
+    let store = &fixture.stores.artifacts;
+    let subject = Descriptor::of(media_type::OCI_MANIFEST, &fixture.image);
+    let layer = Descriptor::of("application/vnd.oci.image.layer.v1.tar", b"layer");
+    let other = SociIndex::new(Vec::new(), Some(&Descriptor::of(media_type::OCI_MANIFEST, b"other")));
+    let newer = SociIndex::new(Vec::new(), Some(&subject));
+    for index in [&newer, &other] {
+        store.put(&index.descriptor(), index.bytes.clone(), &[]).await.unwrap();
+    }
+    let path = LocalStore::open(fixture._root.path()).unwrap().path(&newer.digest);
+    let file = std::fs::File::open(path).unwrap();
+    file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(60)).unwrap();
+    let (found, v2) = newest(&subject.digest, std::slice::from_ref(&layer), store).await.unwrap();
+    assert_eq!((found.unwrap().digest, v2), (newer.digest, false));
+    let second = SociIndex::new(fixture.index.manifest.layers.clone(), None);
+    store.put(&second.descriptor(), second.bytes.clone(), &[]).await.unwrap();
+    let (found, v2) = newest(&Digest::of(b"absent"), &[layer], store).await.unwrap();
+    assert!(found.is_none() && v2);
+}

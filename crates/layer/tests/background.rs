@@ -1,0 +1,264 @@
+//! Background completion and prefetch: order, fairness, yielding, ends.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test")]
+
+mod support;
+
+use std::ops::Range;
+use std::time::Duration;
+
+use soci_layer::{BackgroundSettings, CacheSettings, RangeRead, Settings};
+use soci_oci::FetchErrorKind;
+use soci_ztoc::{SpanId, UncompressedOffset};
+use support::{Fault, Layer, Rig, settings, soon, tar_of, until};
+
+fn layer(seed: usize) -> Layer {
+    Layer::gzip(tar_of(&[1_500_000 + seed, 700_000]), 64 << 10)
+}
+
+fn small_ranges() -> Settings {
+    let background = BackgroundSettings { max_range: 40 << 10, ..BackgroundSettings::default() };
+    Settings { read_ahead: 0, background, ..settings() }
+}
+
+/// Returns the spans that a range of the blob holds, by its first byte.
+fn first_span(layer: &Layer, range: &Range<u64>) -> u32 {
+    layer.spans.ids().find(|id| layer.spans.compressed(*id).end.0 > range.start + 1).unwrap().0
+}
+
+async fn complete(reader: &soci_layer::LayerReader) {
+    until("the layer is complete", || reader.is_complete()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_is_completed_in_joined_ranges_each_span_once_and_then_nothing_runs() {
+    let layer = layer(0);
+    let rig = Rig::new(Settings { read_ahead: 0, ..settings() });
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    reader.complete();
+    complete(&reader).await;
+    rig.quiet().await;
+    let mut opened = source.opened();
+    assert!(opened.len() * 3 < layer.spans.len() as usize, "{} requests", opened.len());
+    opened.sort_by_key(|range| range.start);
+    assert!(opened.windows(2).all(|pair| pair[1].start + 1 >= pair[0].end));
+    // What is complete is read without the network.
+    source.always(Fault::Refuse(FetchErrorKind::Unavailable));
+    let chunks = reader.read_at(UncompressedOffset(0), layer.tar.len(), soon()).await.unwrap();
+    assert_eq!(chunks.into_bytes(), layer.tar);
+    // Asked again, there is nothing to do.
+    let requests = source.opened().len();
+    reader.complete();
+    rig.quiet().await;
+    assert_eq!(source.opened().len(), requests);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_completed_span_is_stored_compressed_and_inflated_when_it_is_read() {
+    let layer = layer(0);
+    let rig = Rig::new(settings());
+    let reader = rig.open(&layer, &layer.source());
+    reader.complete();
+    complete(&reader).await;
+    rig.quiet().await;
+    let compressed = rig.pool.cache().usage();
+    assert!(
+        compressed < layer.tar.len() as u64 * 3 / 4,
+        "{compressed} bytes for a tar of {}",
+        layer.tar.len()
+    );
+    reader.read_at(UncompressedOffset(0), layer.tar.len(), soon()).await.unwrap();
+    rig.quiet().await;
+    assert!(rig.pool.cache().usage() > layer.tar.len() as u64);
+    assert!(reader.try_read(UncompressedOffset(100), layer.tar.len()).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_next_to_the_last_read_comes_first() {
+    let layer = layer(0);
+    let rig = Rig::new(small_ranges());
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    let at = layer.tar.len() as u64 / 2;
+    reader.read_at(UncompressedOffset(at), 100, soon()).await.unwrap();
+    rig.quiet().await;
+    let touched = layer.spans.at(UncompressedOffset(at)).0;
+    reader.complete();
+    complete(&reader).await;
+    let order: Vec<_> = source.opened().iter().map(|range| first_span(&layer, range)).collect();
+    assert_eq!(order[0], touched);
+    // Two ranges are on their way at once, so either may be opened first.
+    assert!(order[1..3].contains(&(touched + 1)), "touched {touched}, then {order:?}");
+    let last = *order.last().unwrap();
+    assert!(last == 0 || last < touched, "{order:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_take_turns() {
+    let (one, two) = (layer(0), layer(1000));
+    let rig = Rig::new(small_ranges());
+    let (first, second) = (one.source(), two.source());
+    let (a, b) = (rig.open(&one, &first), rig.open(&two, &second));
+    first.gate(false);
+    second.gate(false);
+    a.complete();
+    b.complete();
+    until("both have a range on its way", || !first.opened().is_empty() && !second.opened().is_empty()).await;
+    assert_eq!((first.opened().len(), second.opened().len()), (1, 1));
+    first.gate(true);
+    second.gate(true);
+    complete(&a).await;
+    complete(&b).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn background_work_steps_aside_while_a_reader_waits() {
+    let (one, two) = (layer(0), layer(1000));
+    let rig = Rig::new(small_ranges());
+    let (background, demand) = (one.source(), two.source());
+    let (a, b) = (rig.open(&one, &background), rig.open(&two, &demand));
+    demand.gate(false);
+    let waiting =
+        tokio::spawn(async move { b.read_at(UncompressedOffset(0), 10, soon()).await.map(|c| c.len()) });
+    until("the reader waits", || rig.pool.gauges().waiting > 0 && !demand.opened().is_empty()).await;
+    a.complete();
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(background.opened().len(), 0);
+    demand.gate(true);
+    assert_eq!(waiting.await.unwrap().unwrap(), 10);
+    complete(&a).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_takes_over_a_background_range() {
+    let layer = layer(0);
+    let rig = Rig::new(Settings { read_ahead: 0, ..settings() });
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    source.gate(false);
+    reader.complete();
+    until("a range is on its way", || !source.opened().is_empty()).await;
+    let requests = source.opened().len();
+    let other = std::sync::Arc::clone(&reader);
+    let waiting = tokio::spawn(async move { other.read_at(UncompressedOffset(10), 600, soon()).await });
+    until("the reader waits", || rig.pool.gauges().waiting > 0).await;
+    source.gate(true);
+    assert_eq!(waiting.await.unwrap().unwrap().into_bytes(), layer.tar[10..610]);
+    complete(&reader).await;
+    let again = source.opened()[requests..].iter().any(|range| range.start < 100);
+    assert!(!again, "the first range was fetched twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_layer_is_left_at_once_and_asks_for_nothing_more() {
+    let layer = layer(0);
+    let rig = Rig::new(small_ranges());
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    source.gate(false);
+    reader.complete();
+    until("a range is on its way", || !source.opened().is_empty()).await;
+    drop(reader);
+    rig.quiet().await;
+    let requests = source.opened().len();
+    source.gate(true);
+    rig.quiet().await;
+    assert_eq!((source.opened().len(), rig.pool.gauges().layers), (requests, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_range_is_tried_again_and_the_layer_is_never_given_up() {
+    let layer = layer(0);
+    let background = BackgroundSettings { backoff: Duration::from_millis(1), ..small_ranges().background };
+    let rig = Rig::new(Settings { background, ..small_ranges() });
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    for kind in [FetchErrorKind::Denied, FetchErrorKind::Unavailable, FetchErrorKind::NotFound] {
+        source.next(Fault::Refuse(kind));
+    }
+    reader.complete();
+    complete(&reader).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_span_that_is_wrong_does_not_keep_the_rest_away() {
+    let layer = layer(0);
+    let rig = Rig::new(small_ranges());
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    // Twice wrong: the span is left out until the sources change.
+    source.next(Fault::Corrupt(0));
+    source.next(Fault::Corrupt(0));
+    source.next(Fault::Corrupt(0));
+    source.next(Fault::Corrupt(0));
+    reader.complete();
+    let total = layer.spans.len() as usize;
+    until("nearly all is there", || rig.pool.cache().spans(&layer.digest).len() + 4 >= total).await;
+    rig.quiet().await;
+    let chunks = reader.read_at(UncompressedOffset(0), layer.tar.len(), soon()).await.unwrap();
+    assert_eq!(chunks.into_bytes(), layer.tar);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_size_limit_background_work_stops_and_evicts_nothing() {
+    let layer = layer(0);
+    let cache = CacheSettings { max_bytes: Some(layer.tar.len() as u64 / 4) };
+    let rig = Rig::with_cache(small_ranges(), cache);
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    reader.read_at(UncompressedOffset(0), 100, soon()).await.unwrap();
+    rig.quiet().await;
+    reader.complete();
+    until("the cache is full", || rig.pool.cache().usage() > layer.tar.len() as u64 / 6).await;
+    rig.quiet().await;
+    let requests = source.opened().len();
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+    assert!(source.opened().len() <= requests + 1, "background work goes on although nothing can be stored");
+    assert!(reader.try_read(UncompressedOffset(0), 100).is_some(), "what was read is gone");
+    assert!(rig.pool.cache().usage() <= layer.tar.len() as u64 / 4);
+    // A reader is served at the limit, and makes room.
+    let chunks = reader.read_at(UncompressedOffset(0), layer.tar.len(), soon()).await.unwrap();
+    assert_eq!(chunks.into_bytes(), layer.tar);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listed_spans_come_first_inflated_and_hostile_ids_are_left_out() {
+    let layer = layer(0);
+    let rig = Rig::new(Settings { read_ahead: 0, ..settings() });
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    let listed = [5, 6, 7, 2].map(SpanId);
+    let hostile = [SpanId(u32::MAX), SpanId(layer.spans.len()), SpanId(5)];
+    assert_eq!(reader.prefetch(listed.into_iter().chain(hostile)), 4);
+    until("the list is there", || rig.pool.cache().spans(&layer.digest).len() == 4).await;
+    rig.quiet().await;
+    assert_eq!(rig.pool.cache().spans(&layer.digest), [2, 5, 6, 7].map(SpanId));
+    let at = layer.spans.uncompressed(SpanId(6)).start;
+    assert!(reader.try_read(at, 100).is_some());
+    assert!(source.opened().len() == 2, "{:?}", source.opened());
+    assert_eq!(reader.prefetch((0..u32::MAX).map(SpanId)), layer.spans.len() as usize);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn completion_goes_on_after_a_restart_where_it_ended() {
+    let layer = layer(0);
+    let rig = Rig::new(small_ranges());
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    let half = layer.tar.len() / 2;
+    reader.read_at(UncompressedOffset(0), half, soon()).await.unwrap();
+    rig.quiet().await;
+    drop(reader);
+    let cache = soci_layer::SpanCache::open(&rig.dir.path().join("cache"), CacheSettings::default()).unwrap();
+    let pool = soci_layer::LayerPool::new(cache, small_ranges(), soci_layer::Meters::default());
+    let later = layer.source();
+    let reader = pool.open(layer.spec(rig.dir.path()), later.clone());
+    reader.complete();
+    complete(&reader).await;
+    let there = layer.spans.at(UncompressedOffset(half as u64 - 1)).0;
+    assert!(later.opened().iter().all(|range| first_span(&layer, range) > there));
+}

@@ -4,6 +4,7 @@
 //! this request (so that a memo is bypassed) but does not have to leave them out: the [chain](crate::chain) does, since
 //! "has only refused ones" and "has none" must not be confused — only the second lets the next option be asked.
 
+pub mod cri;
 pub mod docker_config;
 pub mod docker_file;
 pub mod explicit;

@@ -1,1 +1,31 @@
-//! The Kubernetes secrets keychain: kubeconfig, list, watch, matching.
+//! The Kubernetes secrets keychain: pull secrets of the cluster, listed and watched through a kubeconfig.
+//!
+//! It is a crate of its own so that only the daemon builds the Kubernetes client. What it needs of the cluster is the
+//! permission to `list` and `watch` secrets, nothing else; what it keeps of a secret is its namespace, its name and the
+//! entries of its `auths`. Nothing named inside a secret is ever run.
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `settings` | what the daemon tells it |
+//! | `kubeconfig` | which file is used, and what it refers to |
+//! | `exec` | exec plugins, with a deadline |
+//! | `connect` | from a kubeconfig to a client |
+//! | `watch` | list, watch, back off, connect anew |
+//! | `object`, `secret` | a secret on the wire, and its entries |
+//! | `matching` | which key speaks for which image |
+//! | `store` | the index behind a lookup |
+//! | `keychain` | the option |
+
+mod connect;
+mod exec;
+mod keychain;
+mod kubeconfig;
+mod matching;
+mod object;
+mod secret;
+mod settings;
+mod store;
+mod watch;
+
+pub use keychain::{Progress, SecretsKeychain};
+pub use settings::{Environment, Settings, Timing};

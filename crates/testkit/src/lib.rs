@@ -12,6 +12,7 @@ pub mod cri;
 pub mod faults;
 mod http;
 pub mod image;
+pub mod kube_api;
 pub mod layer_gen;
 pub mod mounts;
 pub mod process;

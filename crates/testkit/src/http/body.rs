@@ -98,7 +98,8 @@ pub(crate) struct Treatment {
 /// The body type of every answer.
 pub(crate) struct ReplyBody {
     chunks: Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>,
-    remaining: u64,
+    /// `None` for a stream without known end.
+    remaining: Option<u64>,
 }
 
 impl ReplyBody {
@@ -108,11 +109,16 @@ impl ReplyBody {
         let start = piece.range.start;
         let source = source(piece, treatment.rate.is_some());
         let state = State { source, treatment, line, counter, at: start, start };
-        Self { chunks: Box::pin(futures::stream::unfold(state, State::next)), remaining }
+        Self { chunks: Box::pin(futures::stream::unfold(state, State::next)), remaining: Some(remaining) }
     }
 
     pub(crate) fn empty() -> Self {
-        Self { chunks: Box::pin(futures::stream::empty()), remaining: 0 }
+        Self { chunks: Box::pin(futures::stream::empty()), remaining: Some(0) }
+    }
+
+    /// Returns a body that sends `chunks` as they come, chunked, until they end.
+    pub(crate) fn stream(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Self {
+        Self { chunks: Box::pin(chunks), remaining: None }
     }
 }
 
@@ -214,7 +220,7 @@ impl Body for ReplyBody {
         self.chunks.as_mut().poll_next(cx).map(|item| {
             item.map(|chunk| {
                 chunk.map(|chunk| {
-                    self.remaining = self.remaining.saturating_sub(chunk.len() as u64);
+                    self.remaining = self.remaining.map(|left| left.saturating_sub(chunk.len() as u64));
                     Frame::data(chunk)
                 })
             })
@@ -222,11 +228,11 @@ impl Body for ReplyBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.remaining)
+        self.remaining.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.remaining == 0
+        self.remaining == Some(0)
     }
 }
 

@@ -1,0 +1,652 @@
+//! Credentials that the kubelet passes with `PullImage`, kept in memory only.
+//!
+//! A pull leaves its credential here *before* it is forwarded, pending, under the reference; a pull that succeeded
+//! confirms it, one that failed demotes it. So a wrong credential never takes the place of one that works, and a pull
+//! without any takes nothing away.
+//!
+//! The kubelet never sends a credential again after the pull. When one expires, a lookup goes on to what other pulls
+//! of the same registry brought and had confirmed, newest first: pulling any image of that registry heals all of them.
+//! A confirmed arrival therefore bumps the registry's generation, which wakes readers that wait.
+//!
+//! The kubelet removes images by id, not by reference: the answer of each pull says which id the reference became.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use soci_oci::{ImageRef, RegistryName};
+use zeroize::Zeroizing;
+
+use super::docker_file::decode_auth;
+use super::{Candidate, CandidateId, Finding, Keychain, KeychainError, Lookup, Outcome, Rejected};
+use crate::{AuthBoard, Credential, CredentialScope, Fingerprint, Secret};
+
+/// The most credentials kept for one reference.
+const PER_REFERENCE: usize = 3;
+/// The most references kept.
+const MAX_REFERENCES: usize = 4096;
+/// The most credentials of other references that a lookup offers.
+const FROM_REGISTRY: usize = 8;
+/// The longest field of an `AuthConfig` that is kept, in bytes.
+const MAX_FIELD: usize = 64 << 10;
+
+/// The credential fields of a pull request, wiped on drop.
+pub struct AuthConfig {
+    username: Zeroizing<String>,
+    password: Zeroizing<String>,
+    auth: Zeroizing<String>,
+    server_address: String,
+    identity_token: Zeroizing<String>,
+    registry_token: Zeroizing<String>,
+}
+
+impl AuthConfig {
+    /// Takes the fields of CRI's `AuthConfig`, in the order of their numbers.
+    pub fn new(
+        username: String,
+        password: String,
+        auth: String,
+        server_address: String,
+        identity_token: String,
+        registry_token: String,
+    ) -> Self {
+        Self {
+            username: Zeroizing::new(username),
+            password: Zeroizing::new(password),
+            auth: Zeroizing::new(auth),
+            server_address,
+            identity_token: Zeroizing::new(identity_token),
+            registry_token: Zeroizing::new(registry_token),
+        }
+    }
+
+    /// Returns the credential, by containerd's precedence; `None` when all is empty, or cannot be read.
+    fn credential(&self) -> Option<Credential> {
+        let fields = [&self.username, &self.password, &self.auth, &self.identity_token, &self.registry_token];
+        if fields.iter().any(|field| field.len() > MAX_FIELD) {
+            tracing::warn!(limit = MAX_FIELD, "credential of a pull request ignored: a field is too long");
+            return None;
+        }
+        if !self.username.is_empty() {
+            return Some(Credential::basic(self.username.as_str(), self.password.as_bytes()));
+        }
+        if !self.identity_token.is_empty() {
+            return Some(Credential::IdentityToken(Secret::new(self.identity_token.as_bytes())));
+        }
+        if !self.auth.is_empty() {
+            return match decode_auth(&self.auth) {
+                Ok(credential) => Some(credential),
+                Err(error) => {
+                    tracing::warn!(%error, "field auth of a pull request cannot be read");
+                    None
+                }
+            };
+        }
+        let token = &self.registry_token;
+        (!token.is_empty()).then(|| Credential::RegistryToken(Secret::new(token.as_bytes())))
+    }
+
+    /// Returns the registry that the credential is for, where the caller says it.
+    fn server(&self) -> Result<Option<String>, ()> {
+        let text = self.server_address.trim();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+        let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        RegistryName::new(host).map(|name| Some(name.identity().to_owned())).map_err(|_| ())
+    }
+}
+
+impl fmt::Debug for AuthConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthConfig").field("server_address", &self.server_address).finish_non_exhaustive()
+    }
+}
+
+/// The option `cri`: what pulls brought.
+#[derive(Debug)]
+pub struct CriStore {
+    state: Mutex<State>,
+    board: Arc<AuthBoard>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By [`ImageRef::key`].
+    references: HashMap<String, Reference>,
+    /// Confirmed entries by registry identity, newest first.
+    registries: HashMap<String, BTreeMap<Reverse<u64>, String>>,
+    /// Image id to the references that were pulled as it.
+    images: HashMap<String, HashSet<String>>,
+    /// Counts arrivals, confirmations and uses.
+    sequence: u64,
+}
+
+#[derive(Debug)]
+struct Reference {
+    registry: String,
+    image_id: Option<String>,
+    used: u64,
+    /// Newest first.
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    credential: Credential,
+    fingerprint: Fingerprint,
+    /// The registry named by `server_address`.
+    server: Option<String>,
+    sequence: u64,
+    standing: Standing,
+}
+
+/// Ordered from best to worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    Confirmed,
+    Pending,
+    Demoted,
+}
+
+/// A pull under way. Dropped without being confirmed, it demotes what it brought.
+#[derive(Debug)]
+pub struct PullTicket {
+    store: Arc<CriStore>,
+    image: ImageRef,
+    brought: Option<Fingerprint>,
+    confirmed: bool,
+}
+
+impl CriStore {
+    /// Returns an empty store that reports to `board`.
+    pub fn new(board: Arc<AuthBoard>) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), board })
+    }
+
+    /// Returns the number of references with a credential.
+    pub fn len(&self) -> usize {
+        self.state.lock().references.len()
+    }
+
+    /// Whether no pull has left a credential.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes what a pull brings, before it is forwarded. `None` when `image` is not a reference: such a pull is
+    /// containerd's to refuse.
+    pub fn begin(
+        self: &Arc<Self>,
+        image: &str,
+        auth: Option<AuthConfig>,
+        namespace: Option<String>,
+    ) -> Option<PullTicket> {
+        let image: ImageRef = image.parse().ok()?;
+        if let Some(namespace) = &namespace {
+            self.board.note_pull(&image.key(), namespace);
+        }
+        let mut brought = None;
+        if let Some(auth) = auth
+            && let Some(credential) = auth.credential()
+        {
+            match auth.server() {
+                Ok(server) => {
+                    let fingerprint = credential.fingerprint();
+                    brought = Some(fingerprint);
+                    let mut state = self.state.lock();
+                    state.insert(&image, credential, fingerprint, server);
+                    state.bound(&self.board);
+                }
+                Err(()) => {
+                    tracing::warn!(%image, "server_address of a pull request is no registry; its credential is not kept")
+                }
+            }
+        }
+        Some(PullTicket { store: self.clone(), image, brought, confirmed: false })
+    }
+
+    /// Forgets an image that containerd removed, named by id or by reference: all references of the same id go.
+    pub fn removed(&self, image: &str) {
+        let mut state = self.state.lock();
+        let key = image.parse::<ImageRef>().ok().map(|image| image.key());
+        let id = match state.images.contains_key(image) {
+            true => Some(image.to_owned()),
+            false => key
+                .as_ref()
+                .and_then(|key| state.references.get(key))
+                .and_then(|found| found.image_id.clone()),
+        };
+        let keys = id.and_then(|id| state.images.remove(&id)).unwrap_or_default();
+        for key in keys.into_iter().chain(key) {
+            state.forget(&key);
+        }
+    }
+}
+
+impl State {
+    fn next(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    fn insert(
+        &mut self,
+        image: &ImageRef,
+        credential: Credential,
+        fingerprint: Fingerprint,
+        server: Option<String>,
+    ) {
+        let sequence = self.next();
+        let reference = self.references.entry(image.key()).or_insert_with(|| Reference {
+            registry: image.registry().identity().to_owned(),
+            image_id: None,
+            used: 0,
+            entries: Vec::new(),
+        });
+        reference.used = sequence;
+        if let Some(entry) = reference.entries.iter_mut().find(|entry| entry.fingerprint == fingerprint) {
+            entry.server = server;
+            if entry.standing == Standing::Demoted {
+                entry.standing = Standing::Pending;
+                entry.sequence = sequence;
+            }
+            return;
+        }
+        let standing = Standing::Pending;
+        reference.entries.insert(0, Entry { credential, fingerprint, server, sequence, standing });
+        if reference.entries.len() > PER_REFERENCE {
+            // The worst goes: demoted before pending before confirmed, older before newer; never the one just put in.
+            let worst = reference.entries.iter().enumerate().skip(1);
+            let worst =
+                worst.max_by_key(|(_, entry)| (entry.standing, Reverse(entry.sequence))).map(|(at, _)| at);
+            if let Some(entry) = worst.map(|at| reference.entries.remove(at)) {
+                remove_confirmed(&mut self.registries, &reference.registry, entry.sequence);
+            }
+        }
+    }
+
+    fn confirm(&mut self, key: &str, fingerprint: Fingerprint) -> bool {
+        let sequence = self.next();
+        let Some(reference) = self.references.get_mut(key) else { return false };
+        let Some(entry) = reference.entries.iter_mut().find(|entry| entry.fingerprint == fingerprint) else {
+            return false;
+        };
+        remove_confirmed(&mut self.registries, &reference.registry, entry.sequence);
+        entry.standing = Standing::Confirmed;
+        entry.sequence = sequence;
+        let confirmed = self.registries.entry(reference.registry.clone()).or_default();
+        confirmed.insert(Reverse(sequence), key.to_owned());
+        true
+    }
+
+    fn demote(&mut self, key: &str, fingerprint: Fingerprint) {
+        if let Some(reference) = self.references.get_mut(key)
+            && let Some(entry) = reference.entries.iter_mut().find(|entry| entry.fingerprint == fingerprint)
+            && entry.standing == Standing::Pending
+        {
+            entry.standing = Standing::Demoted;
+        }
+    }
+
+    fn name_image(&mut self, key: &str, id: String) {
+        let Some(reference) = self.references.get_mut(key) else { return };
+        if let Some(old) = reference.image_id.replace(id.clone())
+            && old != id
+            && let Some(keys) = self.images.get_mut(&old)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.images.remove(&old);
+            }
+        }
+        self.images.entry(id).or_default().insert(key.to_owned());
+    }
+
+    fn forget(&mut self, key: &str) {
+        let Some(reference) = self.references.remove(key) else { return };
+        for entry in &reference.entries {
+            remove_confirmed(&mut self.registries, &reference.registry, entry.sequence);
+        }
+        if let Some(id) = reference.image_id
+            && let Some(keys) = self.images.get_mut(&id)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.images.remove(&id);
+            }
+        }
+    }
+
+    /// Forgets the reference that was used longest ago, but none that a mounted layer needs.
+    fn bound(&mut self, board: &AuthBoard) {
+        while self.references.len() > MAX_REFERENCES {
+            let oldest = self.references.iter().filter(|(key, _)| !board.is_pinned(key));
+            let oldest = oldest.min_by_key(|(_, reference)| reference.used).map(|(key, _)| key.clone());
+            match oldest {
+                Some(key) => self.forget(&key),
+                None => return,
+            }
+        }
+    }
+}
+
+fn remove_confirmed(
+    registries: &mut HashMap<String, BTreeMap<Reverse<u64>, String>>,
+    registry: &str,
+    sequence: u64,
+) {
+    if let Some(confirmed) = registries.get_mut(registry) {
+        confirmed.remove(&Reverse(sequence));
+        if confirmed.is_empty() {
+            registries.remove(registry);
+        }
+    }
+}
+
+impl PullTicket {
+    /// Notes that containerd pulled the image, as `image_id` where it said so.
+    pub fn confirm(mut self, image_id: Option<String>) {
+        self.confirmed = true;
+        let key = self.image.key();
+        let mut state = self.store.state.lock();
+        let arrived = self.brought.is_some_and(|fingerprint| state.confirm(&key, fingerprint));
+        if let Some(id) = image_id {
+            state.name_image(&key, id);
+        }
+        drop(state);
+        if arrived {
+            self.store.board.bump(self.image.registry().identity());
+        }
+    }
+}
+
+impl Drop for PullTicket {
+    fn drop(&mut self) {
+        if let Some(fingerprint) = self.brought.filter(|_| !self.confirmed) {
+            self.store.state.lock().demote(&self.image.key(), fingerprint);
+        }
+    }
+}
+
+impl Entry {
+    /// Whether this credential may be shown to the host that asks. It is the registry's; a mirror gets it only when it
+    /// is the one that the caller named, or the operator says so.
+    fn is_for(&self, scope: &CredentialScope) -> bool {
+        match (&self.server, scope.mirror) {
+            (Some(server), _) => *server == scope.identity() || (scope.mirror && scope.forward),
+            (None, false) => true,
+            (None, true) => scope.forward,
+        }
+    }
+
+    fn candidate(&self, key: &str) -> Candidate {
+        let id = CandidateId { entry: format!("pull of {key}"), fingerprint: self.fingerprint };
+        Candidate { id, credential: self.credential.clone() }
+    }
+}
+
+#[async_trait]
+impl Keychain for CriStore {
+    fn name(&self) -> &'static str {
+        "cri"
+    }
+
+    async fn lookup(&self, scope: &CredentialScope, _rejected: &Rejected) -> Result<Lookup, KeychainError> {
+        let key = scope.image.key();
+        let registry = scope.image.registry().identity();
+        let mut state = self.state.lock();
+        let used = state.next();
+        let mut candidates: Vec<Candidate> = Vec::new();
+        let mut offer = |candidate: Candidate| {
+            let new = candidates.iter().all(|known| known.id.fingerprint != candidate.id.fingerprint);
+            if new {
+                candidates.push(candidate);
+            }
+        };
+        if let Some(reference) = state.references.get_mut(&key) {
+            reference.used = used;
+            let mut own: Vec<&Entry> = reference.entries.iter().filter(|entry| entry.is_for(scope)).collect();
+            own.sort_by_key(|entry| (entry.standing, Reverse(entry.sequence)));
+            own.iter().for_each(|entry| offer(entry.candidate(&key)));
+        }
+        let others = state.registries.get(registry).into_iter().flatten();
+        let others = others.filter(|(_, other)| **other != key).filter_map(|(sequence, other)| {
+            let reference = state.references.get(other)?;
+            let entry = reference.entries.iter().find(|entry| entry.sequence == sequence.0)?;
+            entry.is_for(scope).then(|| entry.candidate(other))
+        });
+        others.take(FROM_REGISTRY).for_each(&mut offer);
+        let finding = format!(
+            "{} of {} references offer a credential for {}",
+            candidates.len(),
+            state.references.len(),
+            scope.image.name()
+        );
+        Ok(Lookup { candidates, findings: vec![Finding(finding)] })
+    }
+
+    async fn peek(&self, scope: &CredentialScope) -> Option<Lookup> {
+        self.lookup(scope, &Rejected::default()).await.ok()
+    }
+
+    fn verdict(&self, _scope: &CredentialScope, _candidate: &CandidateId, _outcome: Outcome) {
+        // What confirms an entry is containerd's pull: a refusal here may be of one repository only, and an expired
+        // entry stays behind newer ones by its age.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Origin, Scheme};
+
+    fn auth(username: &str, password: &str) -> Option<AuthConfig> {
+        let empty = String::new;
+        Some(AuthConfig::new(username.into(), password.into(), empty(), empty(), empty(), empty()))
+    }
+
+    fn with_server(server: &str) -> Option<AuthConfig> {
+        let empty = String::new;
+        Some(AuthConfig::new("u".into(), "p".into(), empty(), server.into(), empty(), empty()))
+    }
+
+    fn store() -> Arc<CriStore> {
+        CriStore::new(Arc::new(AuthBoard::new()))
+    }
+
+    fn scope(image: &str) -> CredentialScope {
+        let image: ImageRef = image.parse().unwrap();
+        CredentialScope::new(Origin::of_registry(Scheme::Https, image.registry()), image)
+    }
+
+    async fn users(store: &CriStore, scope: &CredentialScope) -> Vec<String> {
+        let lookup = store.lookup(scope, &Rejected::default()).await.unwrap();
+        let name = |candidate: &Candidate| match &candidate.credential {
+            Credential::Basic { username, .. } => username.clone(),
+            other => other.kind().to_owned(),
+        };
+        lookup.candidates.iter().map(name).collect()
+    }
+
+    async fn users_of(store: &CriStore, image: &str) -> Vec<String> {
+        users(store, &scope(image)).await
+    }
+
+    fn pull(store: &Arc<CriStore>, image: &str, user: &str) {
+        store.begin(image, auth(user, "p"), None).unwrap().confirm(None);
+    }
+
+    #[tokio::test]
+    async fn t65_a_credential_is_found_during_the_forwarded_call() {
+        let store = store();
+        let _under_way = store.begin("nginx", auth("u", "p"), None).unwrap();
+        assert_eq!(users_of(&store, "docker.io/library/nginx:latest").await, ["u"]);
+    }
+
+    #[tokio::test]
+    async fn t66_another_tag_gets_it_from_the_registry_once_confirmed() {
+        let store = store();
+        let under_way = store.begin("reg.example/a:1", auth("u", "p"), None).unwrap();
+        assert!(
+            users_of(&store, "reg.example/a:2").await.is_empty(),
+            "pending ones stay with their reference"
+        );
+        under_way.confirm(None);
+        assert_eq!(users_of(&store, "reg.example/a:2").await, ["u"]);
+        assert!(users_of(&store, "other.example/a:2").await.is_empty());
+        assert!(users_of(&store, "reg.example:5000/a:2").await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn t67_a_digest_outranks_the_tag() {
+        let store = store();
+        let digest = soci_oci::Digest::of(b"");
+        pull(&store, &format!("reg.example/repo:tag@{digest}"), "u");
+        let lookup =
+            store.lookup(&scope(&format!("reg.example/repo@{digest}")), &Rejected::default()).await.unwrap();
+        assert_eq!(lookup.candidates.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn t68_every_field_is_used() {
+        let store = store();
+        let empty = String::new;
+        let fields = [
+            AuthConfig::new(empty(), empty(), "dXNlcjpwYXNz".into(), empty(), empty(), empty()),
+            AuthConfig::new(empty(), empty(), empty(), empty(), "t".into(), empty()),
+            AuthConfig::new(empty(), empty(), empty(), empty(), empty(), "t".into()),
+        ];
+        for (at, (fields, expected)) in
+            fields.into_iter().zip(["user", "identity token", "registry token"]).enumerate()
+        {
+            let image = format!("reg{at}.example/a");
+            let _under_way = store.begin(&image, Some(fields), None).unwrap();
+            assert_eq!(users_of(&store, &image).await, [expected]);
+        }
+    }
+
+    #[tokio::test]
+    async fn t69_a_server_address_must_name_the_registry() {
+        for (server, expected) in [
+            ("https://reg.example", true),
+            ("reg.example", true),
+            ("https://reg.example:443/v1/", true),
+            ("https://other.example", false),
+            ("reg.example:5000", false),
+        ] {
+            let store = store();
+            store.begin("reg.example/a", with_server(server), None).unwrap().confirm(None);
+            assert_eq!(!users_of(&store, "reg.example/a").await.is_empty(), expected, "{server}");
+        }
+    }
+
+    #[tokio::test]
+    async fn t70_t71_another_image_of_the_registry_heals() {
+        let store = store();
+        let board = store.board.clone();
+        pull(&store, "reg.example/a", "c1");
+        let before = board.generation("reg.example");
+        pull(&store, "reg.example/b", "c2");
+        assert!(board.generation("reg.example") > before, "waiting readers are woken");
+        assert_eq!(users_of(&store, "reg.example/a").await, ["c1", "c2"]);
+    }
+
+    #[tokio::test]
+    async fn t72_t73_another_registry_or_a_failed_pull_does_not() {
+        let store = store();
+        let board = store.board.clone();
+        pull(&store, "reg.example/a", "c1");
+        let before = board.generation("reg.example");
+        pull(&store, "reg.example:5000/b", "c2");
+        pull(&store, "other.example/b", "c2");
+        drop(store.begin("reg.example/b", auth("c3", "p"), None));
+        assert_eq!(users_of(&store, "reg.example/a").await, ["c1"]);
+        assert_eq!(board.generation("reg.example"), before);
+    }
+
+    #[tokio::test]
+    async fn t74_a_pull_without_credential_takes_nothing_away() {
+        let store = store();
+        pull(&store, "reg.example/a", "u");
+        store.begin("reg.example/a", None, None).unwrap().confirm(None);
+        store.begin("reg.example/a", auth("", ""), None).unwrap().confirm(None);
+        assert_eq!(users_of(&store, "reg.example/a").await, ["u"]);
+    }
+
+    #[tokio::test]
+    async fn t75_the_good_one_of_several_comes_first() {
+        let store = store();
+        drop(store.begin("reg.example/a", auth("bad", "p"), None));
+        pull(&store, "reg.example/a", "good");
+        assert_eq!(users_of(&store, "reg.example/a").await, ["good", "bad"]);
+        drop(store.begin("reg.example/a", auth("good", "p"), None));
+        assert_eq!(
+            users_of(&store, "reg.example/a").await,
+            ["good", "bad"],
+            "a later failure does not demote it"
+        );
+    }
+
+    #[tokio::test]
+    async fn t76_removal_by_id_forgets_every_reference_of_the_image() {
+        let store = store();
+        for tag in ["1", "2"] {
+            let image = format!("reg.example/a:{tag}");
+            store.begin(&image, auth("u", "p"), None).unwrap().confirm(Some("sha256:i".into()));
+        }
+        store.begin("reg.example/b", auth("u", "p"), None).unwrap().confirm(Some("sha256:j".into()));
+        store.removed("sha256:i");
+        assert_eq!(store.len(), 1);
+        store.removed("reg.example/b");
+        assert!(store.is_empty());
+        assert!(store.state.lock().images.is_empty() && store.state.lock().registries.is_empty());
+    }
+
+    #[tokio::test]
+    async fn t88_a_bad_auth_field_is_no_credential() {
+        let store = store();
+        let empty = String::new;
+        let bad =
+            AuthConfig::new(empty(), empty(), "hunter2 is not base64".into(), empty(), empty(), empty());
+        assert!(!format!("{bad:?}").contains("hunter2"));
+        assert!(store.begin("reg.example/a", Some(bad), None).is_some(), "the pull goes on");
+        assert!(store.is_empty());
+    }
+
+    #[tokio::test]
+    async fn t118_a_mirror_gets_the_registrys_credential_only_when_told() {
+        let store = store();
+        pull(&store, "reg.example/a", "u");
+        let mut mirror = scope("reg.example/a");
+        mirror.mirror = true;
+        mirror.origin = Origin::new(Scheme::Https, "mirror.example", None);
+        assert!(users(&store, &mirror).await.is_empty());
+        mirror.forward = true;
+        assert_eq!(users(&store, &mirror).await, ["u"]);
+        store.begin("reg.example/b", with_server("https://mirror.example"), None).unwrap().confirm(None);
+        mirror.forward = false;
+        mirror.image = "reg.example/b".parse().unwrap();
+        assert_eq!(users(&store, &mirror).await, ["u"]);
+    }
+
+    #[tokio::test]
+    async fn the_store_is_bounded_and_keeps_the_best_of_a_reference() {
+        let store = store();
+        pull(&store, "reg.example/a:1", "confirmed");
+        for at in 0..10 {
+            drop(store.begin("reg.example/a:1", auth(&format!("bad{at}"), "p"), None));
+        }
+        let users = users_of(&store, "reg.example/a:1").await;
+        assert_eq!(users.len(), PER_REFERENCE);
+        assert_eq!(users[0], "confirmed");
+        for at in 0..MAX_REFERENCES + 5 {
+            drop(store.begin(&format!("reg.example/b:{at}"), auth("u", "p"), None));
+        }
+        assert_eq!(store.len(), MAX_REFERENCES);
+    }
+}

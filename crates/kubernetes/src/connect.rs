@@ -1,0 +1,160 @@
+//! From a kubeconfig to a client whose credentials are plain values.
+//!
+//! Token files and exec plugins are resolved here, not by kube: a token is trimmed, a plugin has a deadline, and when
+//! anything it came from changes, expires or is refused, the whole connection is built anew.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kube::Client;
+use kube::config::{AuthInfo, Config, KubeConfigOptions, KubeconfigError};
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use crate::exec::{self, ExecError};
+use crate::kubeconfig::{self, Fingerprint, LoadError, Location};
+
+/// A client, and what it was made from.
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    /// The API server, for messages.
+    pub(crate) server: String,
+    files: Vec<PathBuf>,
+    fingerprint: Fingerprint,
+    expires: Option<OffsetDateTime>,
+}
+
+/// An API server that cannot be talked to yet.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    #[error("token file {path}")]
+    TokenFile {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("token file {path} is empty")]
+    EmptyToken { path: PathBuf },
+    #[error("auth-provider {name:?} is not supported; use an exec plugin")]
+    AuthProvider { name: String },
+    #[error("kubeconfig")]
+    Config(#[source] Box<KubeconfigError>),
+    #[error("service account of the pod")]
+    InCluster(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("client for {server}")]
+    Client {
+        server: String,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    #[error("reading the kubeconfig was interrupted")]
+    Interrupted,
+}
+
+impl Connection {
+    /// Builds a client from what is at `location`.
+    pub(crate) async fn open(location: &Location, exec_limit: Duration) -> Result<Self, ConnectError> {
+        let (config, files, expires) = match location {
+            Location::Files(paths) => {
+                let paths = paths.clone();
+                let current = tokio::task::spawn_blocking(move || kubeconfig::load(&paths))
+                    .await
+                    .map_err(|_| ConnectError::Interrupted)??;
+                let mut kubeconfig = current.kubeconfig;
+                let (user, expires) = resolve(current.user, &current.cluster, exec_limit).await?;
+                replace_user(&mut kubeconfig, user);
+                let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                    .await
+                    .map_err(|source| ConnectError::Config(Box::new(source)))?;
+                (config, current.files, expires)
+            }
+            Location::InCluster => {
+                let mut config =
+                    Config::incluster().map_err(|source| ConnectError::InCluster(Box::new(source)))?;
+                let files =
+                    [config.auth_info.token_file.clone().map(PathBuf::from), config.root_cert_file.clone()];
+                let (user, expires) =
+                    resolve(config.auth_info.clone(), &kube::config::Cluster::default(), exec_limit).await?;
+                config.auth_info = user;
+                (config, files.into_iter().flatten().collect(), expires)
+            }
+        };
+        let fingerprint = Fingerprint::of(&files);
+        let server = config.cluster_url.to_string();
+        let client = Client::try_from(config)
+            .map_err(|source| ConnectError::Client { server: server.clone(), source: Box::new(source) })?;
+        Ok(Self { client, server, files, fingerprint, expires })
+    }
+
+    /// Waits until a file that the connection was made from changes, or its credential is about to expire.
+    pub(crate) async fn outdated(&self, recheck: Duration) {
+        loop {
+            let left = self.expires.map(|expires| {
+                let left = expires - OffsetDateTime::now_utc() - Duration::from_secs(10);
+                Duration::try_from(left).unwrap_or_default()
+            });
+            let wait = left.map_or(recheck, |left| left.min(recheck));
+            tokio::time::sleep(wait).await;
+            if left.is_some_and(|left| left <= wait) || Fingerprint::of(&self.files) != self.fingerprint {
+                return;
+            }
+        }
+    }
+}
+
+/// Turns `tokenFile` and `exec` into a token or certificate. A token file outranks an inline token, as in client-go.
+async fn resolve(
+    mut user: AuthInfo,
+    cluster: &kube::config::Cluster,
+    exec_limit: Duration,
+) -> Result<(AuthInfo, Option<OffsetDateTime>), ConnectError> {
+    if let Some(provider) = &user.auth_provider {
+        return Err(ConnectError::AuthProvider { name: provider.name.clone() });
+    }
+    if let Some(path) = user.token_file.take().filter(|path| !path.is_empty()).map(PathBuf::from) {
+        let text = tokio::fs::read_to_string(&path)
+            .await
+            .map_err(|source| ConnectError::TokenFile { path: path.clone(), source })?;
+        let text = Zeroizing::new(text);
+        if text.trim().is_empty() {
+            return Err(ConnectError::EmptyToken { path });
+        }
+        user.token = Some(text.trim().to_owned().into());
+    }
+    let mut expires = None;
+    if let Some(plugin) = user.exec.take() {
+        let credential = exec::run(&plugin, cluster, exec_limit).await?;
+        expires = credential.expires;
+        if let Some(token) = &credential.token {
+            user.token = Some(token.as_str().to_owned().into());
+        }
+        if let Some((certificate, key)) = &credential.certificate {
+            // kube wants PEM in base64, as it stands in a kubeconfig.
+            use base64::Engine as _;
+            let encode = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
+            user.client_certificate_data = Some(encode(certificate));
+            user.client_key_data = Some(encode(key).into());
+            (user.client_certificate, user.client_key) = (None, None);
+        }
+    }
+    Ok((user, expires))
+}
+
+fn replace_user(kubeconfig: &mut kube::config::Kubeconfig, user: AuthInfo) {
+    let context = kubeconfig.current_context.clone();
+    let name = kubeconfig
+        .contexts
+        .iter()
+        .find(|named| Some(&named.name) == context.as_ref())
+        .and_then(|named| named.context.as_ref())
+        .and_then(|context| context.user.clone());
+    for named in &mut kubeconfig.auth_infos {
+        if Some(&named.name) == name.as_ref() {
+            named.auth_info = Some(user.clone());
+        }
+    }
+}

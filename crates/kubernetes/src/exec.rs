@@ -1,0 +1,309 @@
+//! Exec plugins: a program that prints a token or a certificate for the API server.
+//!
+//! kube's own runner waits for the program without limit and takes a token without expiry for permanent. So this crate
+//! runs the program itself, with a deadline and without input, and gives kube the result only; a 401 or the end of its
+//! lifetime runs it again.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use kube::config::{Cluster, ExecConfig, ExecInteractiveMode};
+use serde::Deserialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::io::AsyncReadExt;
+use zeroize::{Zeroize, Zeroizing};
+
+/// The most output that is read, in bytes.
+const MAX_OUTPUT: u64 = 1 << 20;
+
+/// What an exec plugin printed.
+pub(crate) struct ExecCredential {
+    /// A bearer token.
+    pub token: Option<Zeroizing<String>>,
+    /// A client certificate and its key, PEM.
+    pub certificate: Option<(String, Zeroizing<String>)>,
+    /// When to run the program again.
+    pub expires: Option<OffsetDateTime>,
+}
+
+impl std::fmt::Debug for ExecCredential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExecCredential").field("expires", &self.expires).finish_non_exhaustive()
+    }
+}
+
+/// An exec plugin that gave no credential.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExecError {
+    /// The kubeconfig names no program.
+    #[error("exec plugin without a command")]
+    NoCommand,
+    /// The plugin wants to ask a person.
+    #[error("exec plugin {command} has interactiveMode Always, which a daemon cannot serve")]
+    Interactive {
+        /// The program.
+        command: String,
+    },
+    /// An API version this is not written for.
+    #[error(
+        "exec plugin {command} speaks {version:?}; client.authentication.k8s.io/v1 and v1beta1 are supported"
+    )]
+    Version {
+        /// The program.
+        command: String,
+        /// What the kubeconfig says.
+        version: String,
+    },
+    /// The program cannot be started.
+    #[error("exec plugin {command} cannot be started{hint}")]
+    Start {
+        /// The program.
+        command: String,
+        /// `installHint` of the kubeconfig, where there is one.
+        hint: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It took too long and was killed with its children.
+    #[error("exec plugin {command} did not finish within {limit:?}")]
+    Timeout {
+        /// The program.
+        command: String,
+        /// The deadline.
+        limit: Duration,
+    },
+    /// It failed.
+    #[error("exec plugin {command} ended with {status}; run it by hand to see why")]
+    Failed {
+        /// The program.
+        command: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+    },
+    /// It printed something else. The output is never shown: it may hold a token.
+    #[error("exec plugin {command} printed no usable ExecCredential: {what}")]
+    Output {
+        /// The program.
+        command: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+#[derive(Deserialize)]
+struct Printed {
+    #[serde(default, rename = "apiVersion")]
+    api_version: String,
+    status: Option<Status>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    token: Option<Zeroizing<String>>,
+    client_certificate_data: Option<String>,
+    client_key_data: Option<Zeroizing<String>>,
+    expiration_timestamp: Option<String>,
+}
+
+/// Runs the plugin of a kubeconfig and returns what it printed.
+///
+/// The program gets no input, its own process group, the daemon's environment with `env` of the kubeconfig and
+/// `KUBERNETES_EXEC_INFO`. When `limit` has passed, or this future is dropped, the whole group is killed.
+///
+/// # Errors
+/// [`ExecError`], which never quotes the output.
+pub(crate) async fn run(
+    exec: &ExecConfig,
+    cluster: &Cluster,
+    limit: Duration,
+) -> Result<ExecCredential, ExecError> {
+    let command = exec.command.clone().filter(|command| !command.is_empty()).ok_or(ExecError::NoCommand)?;
+    if exec.interactive_mode == Some(ExecInteractiveMode::Always) {
+        return Err(ExecError::Interactive { command });
+    }
+    let version = exec.api_version.clone().unwrap_or_default();
+    if !matches!(version.as_str(), "client.authentication.k8s.io/v1" | "client.authentication.k8s.io/v1beta1")
+    {
+        return Err(ExecError::Version { command, version });
+    }
+    let mut process = tokio::process::Command::new(&command);
+    process
+        .args(exec.args.iter().flatten())
+        .env("KUBERNETES_EXEC_INFO", request(exec, cluster, &version))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .kill_on_drop(true);
+    for variable in exec.env.iter().flatten() {
+        if let (Some(name), Some(value)) = (variable.get("name"), variable.get("value")) {
+            process.env(name, value);
+        }
+    }
+    let mut child = process.spawn().map_err(|source| ExecError::Start {
+        command: command.clone(),
+        hint: exec.install_hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default(),
+        source,
+    })?;
+    let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
+    let _killed_at_the_end = KillGroup(group);
+    let mut output = Zeroizing::new(Vec::with_capacity(8192));
+    let finished = tokio::time::timeout(limit, async {
+        if let Some(stdout) = child.stdout.take() {
+            // A read error shows as missing output below.
+            let _ = stdout.take(MAX_OUTPUT + 1).read_to_end(&mut output).await;
+        }
+        child.wait().await
+    });
+    let status = match finished.await {
+        Ok(Ok(status)) => status,
+        Ok(Err(source)) => return Err(ExecError::Start { command, hint: String::new(), source }),
+        Err(_) => return Err(ExecError::Timeout { command, limit }),
+    };
+    if !status.success() {
+        return Err(ExecError::Failed { command, status });
+    }
+    parse(&output, &version).map_err(|what| ExecError::Output { command, what })
+}
+
+struct KillGroup(Option<rustix::process::Pid>);
+
+impl Drop for KillGroup {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // The group is gone when the plugin left no children behind: that is the usual case.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+fn request(exec: &ExecConfig, cluster: &Cluster, version: &str) -> String {
+    let mut spec = serde_json::json!({ "interactive": false });
+    if exec.provide_cluster_info {
+        spec["cluster"] = serde_json::json!({
+            "server": cluster.server,
+            "tls-server-name": cluster.tls_server_name,
+            "insecure-skip-tls-verify": cluster.insecure_skip_tls_verify,
+            "certificate-authority-data": cluster.certificate_authority_data,
+            "proxy-url": cluster.proxy_url,
+        });
+    }
+    serde_json::json!({ "kind": "ExecCredential", "apiVersion": version, "spec": spec }).to_string()
+}
+
+fn parse(output: &[u8], version: &str) -> Result<ExecCredential, &'static str> {
+    if output.len() as u64 > MAX_OUTPUT {
+        return Err("more than 1 MiB of output");
+    }
+    let printed: Printed = serde_json::from_slice(output).map_err(|_| "not the JSON of an ExecCredential")?;
+    if printed.api_version != version {
+        return Err("another apiVersion than the kubeconfig asks for");
+    }
+    let mut status = printed.status.ok_or("no status")?;
+    let expires = match status.expiration_timestamp.as_deref() {
+        None => None,
+        Some(text) => {
+            Some(OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "expirationTimestamp is not RFC 3339")?)
+        }
+    };
+    let token = status.token.take().map(|mut token| {
+        let trimmed = Zeroizing::new(token.trim().to_owned());
+        token.zeroize();
+        trimmed
+    });
+    let token = token.filter(|token| !token.is_empty());
+    let certificate = match (status.client_certificate_data, status.client_key_data) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => return Err("a certificate without a key, or a key without a certificate"),
+    };
+    if token.is_none() && certificate.is_none() {
+        return Err("neither a token nor a certificate");
+    }
+    Ok(ExecCredential { token, certificate, expires })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const V1: &str = "client.authentication.k8s.io/v1";
+
+    fn config(script: &str) -> (tempfile::TempDir, ExecConfig) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plugin");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let json =
+            serde_json::json!({ "apiVersion": V1, "command": path, "env": [{"name": "WHO", "value": "me"}] });
+        (dir, serde_json::from_value(json).unwrap())
+    }
+
+    async fn run_script(script: &str, limit: Duration) -> Result<ExecCredential, ExecError> {
+        let (_dir, config) = config(script);
+        run(&config, &Cluster::default(), limit).await
+    }
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn a_token_is_trimmed_and_the_environment_is_passed() {
+        let script = r#"test -n "$KUBERNETES_EXEC_INFO" || exit 1
+            printf '{"apiVersion":"client.authentication.k8s.io/v1","status":{"token":" %s ",' "$WHO"
+            echo '"expirationTimestamp":"2030-01-02T03:04:05Z"}}'"#;
+        let credential = run_script(script, LONG).await.unwrap();
+        assert_eq!(credential.token.unwrap().as_str(), "me");
+        assert_eq!(credential.expires.unwrap().year(), 2030);
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_hangs_is_killed_with_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let script = format!("sleep 600 & echo $! > {}; wait", pid.display());
+        let error = run_script(&script, Duration::from_millis(500)).await.unwrap_err();
+        assert!(matches!(error, ExecError::Timeout { .. }), "{error}");
+        let child: i32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+        let child = rustix::process::Pid::from_raw(child).unwrap();
+        let deadline = std::time::Instant::now() + LONG;
+        while rustix::process::test_kill_process(child).is_ok() && !zombie(child) {
+            assert!(std::time::Instant::now() < deadline, "the child is still alive");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn zombie(pid: rustix::process::Pid) -> bool {
+        std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
+            .is_ok_and(|stat| stat.contains(") Z"))
+    }
+
+    #[tokio::test]
+    async fn output_is_never_quoted() {
+        for script in
+            ["echo hunter2", "echo '{\"status\":{\"token\":7,\"x\":\"hunter2\"}}'", "echo hunter2; exit 3"]
+        {
+            let error = run_script(script, LONG).await.unwrap_err();
+            let text = format!("{error} {error:?}");
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+        let flood = run_script("yes hunter2 | head -c 3000000; exit 0", LONG).await.unwrap_err();
+        assert!(matches!(flood, ExecError::Output { .. } | ExecError::Failed { .. }), "{flood}");
+    }
+
+    #[tokio::test]
+    async fn what_a_daemon_cannot_serve_is_refused() {
+        let (_dir, mut config) = config("true");
+        config.interactive_mode = Some(ExecInteractiveMode::Always);
+        let error = run(&config, &Cluster::default(), LONG).await.unwrap_err();
+        assert!(matches!(error, ExecError::Interactive { .. }));
+        config.interactive_mode = None;
+        config.api_version = Some("client.authentication.k8s.io/v1alpha1".into());
+        let error = run(&config, &Cluster::default(), LONG).await.unwrap_err();
+        assert!(matches!(error, ExecError::Version { .. }));
+    }
+}

@@ -1,0 +1,304 @@
+//! Which kubeconfig is used, and what it refers to.
+//!
+//! The contract names `$HOME/kube/config` as the default and calls it Kubernetes' own, which is `$KUBECONFIG`, else
+//! `$HOME/.kube/config`. Both hold: the candidates are, in order, the files of `$KUBECONFIG` that exist, merged with the
+//! first definition winning; `$HOME/.kube/config`; `$HOME/kube/config`; the service account of the pod. A path that is
+//! configured is the only candidate.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use kube::config::{AuthInfo, Cluster, Kubeconfig, KubeconfigError};
+
+use crate::settings::Settings;
+
+/// The largest kubeconfig that is read, in bytes.
+const MAX_SIZE: u64 = 4 << 20;
+
+/// Where the connection's configuration comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Location {
+    /// These files, merged in this order.
+    Files(Vec<PathBuf>),
+    /// The service account of the pod this process runs in.
+    InCluster,
+}
+
+/// A kubeconfig that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    /// A file cannot be read.
+    #[error("kubeconfig {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is far larger than any kubeconfig.
+    #[error("kubeconfig {path} of {size} bytes is larger than the limit of {MAX_SIZE}")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// Others than its owner may write a file that names a program to run.
+    #[error("kubeconfig {path} names an exec plugin and is writable by everyone; chmod o-w it")]
+    WorldWritable {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The content is no kubeconfig.
+    #[error("kubeconfig {path}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Box<KubeconfigError>,
+    },
+    /// It has no current context, or the context names what is not there.
+    #[error("kubeconfig {path}: {what}")]
+    Incomplete {
+        /// The file, the first of several.
+        path: PathBuf,
+        /// What is missing.
+        what: String,
+    },
+}
+
+/// Returns where the configuration is, or `None` while there is none.
+pub(crate) fn locate(settings: &Settings) -> Option<Location> {
+    if let Some(path) = &settings.kubeconfig {
+        return path.exists().then(|| Location::Files(vec![path.clone()]));
+    }
+    let environment = &settings.environment;
+    let listed: Vec<PathBuf> = environment.kubeconfig.iter().filter(|path| path.exists()).cloned().collect();
+    if !listed.is_empty() {
+        return Some(Location::Files(listed));
+    }
+    let usual = environment.home.join(".kube/config");
+    let documented = environment.home.join("kube/config");
+    match (usual.exists(), documented.exists()) {
+        (true, other) => {
+            if other {
+                tracing::info!(
+                    used = %usual.display(), ignored = %documented.display(),
+                    "two kubeconfig files exist; set kubeconfig_path to choose the other one"
+                );
+            }
+            Some(Location::Files(vec![usual]))
+        }
+        (false, true) => Some(Location::Files(vec![documented])),
+        (false, false) => environment.in_cluster.then_some(Location::InCluster),
+    }
+}
+
+/// The current context of a kubeconfig: one cluster and one user, paths made absolute.
+#[derive(Debug, Clone)]
+pub(crate) struct Current {
+    /// The merged file, so that kube's own types carry what we do not look at.
+    pub kubeconfig: Kubeconfig,
+    /// The user, with `tokenFile` and `exec` still to be resolved.
+    pub user: AuthInfo,
+    /// The cluster.
+    pub cluster: Cluster,
+    /// Every file that the connection depends on.
+    pub files: Vec<PathBuf>,
+}
+
+/// Reads and merges `paths` and picks the current context. Blocks on the disk.
+///
+/// # Errors
+/// [`LoadError`] names the file and what is wrong with it.
+pub(crate) fn load(paths: &[PathBuf]) -> Result<Current, LoadError> {
+    let mut merged = Kubeconfig::default();
+    let first = paths.first().cloned().unwrap_or_default();
+    for path in paths {
+        let metadata = path.metadata().map_err(|source| LoadError::Read { path: path.clone(), source })?;
+        if metadata.len() > MAX_SIZE {
+            return Err(LoadError::TooLarge { path: path.clone(), size: metadata.len() });
+        }
+        let malformed = |source| LoadError::Malformed { path: path.clone(), source: Box::new(source) };
+        let file = Kubeconfig::read_from(path).map_err(malformed)?;
+        let runs_programs = file
+            .auth_infos
+            .iter()
+            .any(|named| named.auth_info.as_ref().is_some_and(|user| user.exec.is_some()));
+        if runs_programs && metadata.mode() & 0o002 != 0 {
+            return Err(LoadError::WorldWritable { path: path.clone() });
+        }
+        warn_if_readable_by_others(path, &metadata);
+        merged = merged.merge(file).map_err(malformed)?;
+    }
+    let incomplete = |what: String| LoadError::Incomplete { path: first.clone(), what };
+    let name = merged.current_context.clone().filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| incomplete("no current-context is set".into()))?;
+    let context = merged
+        .contexts
+        .iter()
+        .find(|named| named.name == name)
+        .and_then(|named| named.context.clone())
+        .ok_or_else(|| incomplete(format!("current-context {name:?} is not among its contexts")))?;
+    let cluster = merged
+        .clusters
+        .iter()
+        .find(|named| named.name == context.cluster)
+        .and_then(|named| named.cluster.clone())
+        .ok_or_else(|| incomplete(format!("context {name:?} names no cluster of the file")))?;
+    let user = match context.user.as_deref().filter(|user| !user.is_empty()) {
+        None => AuthInfo::default(),
+        Some(user) => merged
+            .auth_infos
+            .iter()
+            .find(|named| named.name == user)
+            .and_then(|named| named.auth_info.clone())
+            .ok_or_else(|| {
+                incomplete(format!("context {name:?} names user {user:?}, who is not in the file"))
+            })?,
+    };
+    let referred =
+        [&cluster.certificate_authority, &user.client_certificate, &user.client_key, &user.token_file];
+    let referred = referred.into_iter().flatten().map(PathBuf::from);
+    let files = paths.iter().cloned().chain(referred).collect();
+    Ok(Current { kubeconfig: merged, user, cluster, files })
+}
+
+fn warn_if_readable_by_others(path: &Path, metadata: &Metadata) {
+    if metadata.mode() & 0o077 != 0 {
+        tracing::debug!(path = %path.display(), mode = format!("{:o}", metadata.mode() & 0o7777),
+            "kubeconfig can be read by others than its owner");
+    }
+}
+
+/// What tells one state of a set of files from another; follows symbolic links, so that a swapped link shows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Fingerprint(Vec<Option<FileState>>);
+
+/// Device, inode, size, and the two times in nanoseconds.
+type FileState = (u64, u64, u64, i128, i128);
+
+impl Fingerprint {
+    /// Takes the fingerprint of `files`; a missing one is a state as well. Blocks on the disk.
+    pub(crate) fn of(files: &[PathBuf]) -> Self {
+        let stat = |path: &PathBuf| {
+            let m = path.metadata().ok()?;
+            let nanoseconds = |seconds, rest| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+            let (modified, changed) =
+                (nanoseconds(m.mtime(), m.mtime_nsec()), nanoseconds(m.ctime(), m.ctime_nsec()));
+            Some((m.dev(), m.ino(), m.size(), modified, changed))
+        };
+        Self(files.iter().map(stat).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::settings::Environment;
+
+    const MINIMAL: &str = r#"
+apiVersion: v1
+kind: Config
+current-context: main
+contexts: [{name: main, context: {cluster: c, user: u}}]
+clusters: [{name: c, cluster: {server: "https://api.example:6443", certificate-authority: ca.crt}}]
+users: [{name: u, user: {tokenFile: token}}]
+"#;
+
+    fn settings(home: &Path) -> Settings {
+        Settings::new(Environment { home: home.to_owned(), ..Environment::default() })
+    }
+
+    fn write(path: PathBuf, text: &str) -> PathBuf {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    #[test]
+    fn t101_candidates_are_tried_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = settings(dir.path());
+        assert_eq!(locate(&settings), None);
+        settings.environment.in_cluster = true;
+        assert_eq!(locate(&settings), Some(Location::InCluster));
+        let documented = write(dir.path().join("kube/config"), MINIMAL);
+        assert_eq!(locate(&settings), Some(Location::Files(vec![documented])));
+        let usual = write(dir.path().join(".kube/config"), MINIMAL);
+        assert_eq!(locate(&settings), Some(Location::Files(vec![usual])));
+        let listed = write(dir.path().join("listed"), MINIMAL);
+        settings.environment.kubeconfig = vec![dir.path().join("missing"), listed.clone()];
+        assert_eq!(locate(&settings), Some(Location::Files(vec![listed])));
+        settings.kubeconfig = Some(dir.path().join("late"));
+        assert_eq!(locate(&settings), None, "a configured path is the only candidate");
+        let late = write(dir.path().join("late"), MINIMAL);
+        assert_eq!(locate(&settings), Some(Location::Files(vec![late])));
+    }
+
+    #[test]
+    fn relative_paths_are_relative_to_the_file_and_watched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path().join("config"), MINIMAL);
+        let current = load(std::slice::from_ref(&path)).unwrap();
+        assert_eq!(current.files, [path, dir.path().join("ca.crt"), dir.path().join("token")]);
+    }
+
+    #[test]
+    fn the_first_definition_wins_when_files_are_merged() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = write(dir.path().join("a"), MINIMAL);
+        let second = write(dir.path().join("b"), &MINIMAL.replace("api.example", "other.example"));
+        let current = load(&[first, second]).unwrap();
+        assert_eq!(current.cluster.server.as_deref(), Some("https://api.example:6443"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for (from, to, expected) in [
+            ("current-context: main", "", "no current-context"),
+            ("current-context: main", "current-context: other", "\"other\" is not among its contexts"),
+            ("cluster: c,", "cluster: d,", "names no cluster"),
+            ("user: u}", "user: v}", "names user \"v\""),
+        ] {
+            let path = write(dir.path().join("config"), &MINIMAL.replace(from, to));
+            let error = load(&[path]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let path = write(dir.path().join("config"), "{ not yaml");
+        assert!(matches!(load(&[path]), Err(LoadError::Malformed { .. })));
+    }
+
+    #[test]
+    fn a_file_that_everyone_may_write_runs_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let exec = MINIMAL
+            .replace("tokenFile: token", "exec: {apiVersion: client.authentication.k8s.io/v1, command: x}");
+        let path = write(dir.path().join("config"), &exec);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(matches!(load(&[path]), Err(LoadError::WorldWritable { .. })));
+    }
+
+    #[test]
+    fn a_swapped_link_changes_the_fingerprint() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b, link) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("link"));
+        fs::write(&a, "same").unwrap();
+        fs::write(&b, "same").unwrap();
+        std::os::unix::fs::symlink(&a, &link).unwrap();
+        let files = [link.clone()];
+        let before = Fingerprint::of(&files);
+        assert_eq!(before, Fingerprint::of(&files));
+        fs::remove_file(&link).unwrap();
+        assert_ne!(before, Fingerprint::of(&files));
+        std::os::unix::fs::symlink(&b, &link).unwrap();
+        assert_ne!(before, Fingerprint::of(&files));
+    }
+}

@@ -1,0 +1,153 @@
+//! What a pull secret holds: the entries of its `auths`, and nothing else of it.
+//!
+//! `credsStore` and `credHelpers` inside a secret are ignored: whoever may create a secret must not choose a program
+//! that runs as root.
+
+use base64::Engine as _;
+use sha2::{Digest as _, Sha256};
+use soci_auth::Credential;
+use soci_auth::keychain::docker_file::{Form, parse_auths};
+use zeroize::Zeroizing;
+
+use crate::matching::SecretKey;
+
+/// The largest payload that is parsed, in bytes; the API server stores at most 1 MiB.
+const MAX_SIZE: usize = 1 << 20;
+
+/// The two types of pull secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum SecretType {
+    /// `kubernetes.io/dockerconfigjson`.
+    DockerConfigJson,
+    /// `kubernetes.io/dockercfg`, the older one: a bare map of entries.
+    DockerCfg,
+}
+
+impl SecretType {
+    /// Returns the type's name, which is what the field selector asks for.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::DockerConfigJson => "kubernetes.io/dockerconfigjson",
+            Self::DockerCfg => "kubernetes.io/dockercfg",
+        }
+    }
+
+    /// Returns the key of the payload in the secret's data.
+    pub(crate) fn data_key(self) -> &'static str {
+        match self {
+            Self::DockerConfigJson => ".dockerconfigjson",
+            Self::DockerCfg => ".dockercfg",
+        }
+    }
+}
+
+/// The usable entries of one secret.
+#[derive(Debug, Clone)]
+pub(crate) struct Payload {
+    /// Hash of the payload, by which copies of one secret are recognised.
+    pub digest: [u8; 32],
+    /// Size of the payload in bytes.
+    pub size: usize,
+    /// The entries, one for each key.
+    pub entries: Vec<Entry>,
+}
+
+/// One entry of a secret.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    /// For which images.
+    pub key: SecretKey,
+    /// What to present.
+    pub credential: Credential,
+}
+
+/// A secret that cannot be used. Never quotes it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SecretError {
+    /// The data key of its type is missing.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// More than a secret can hold.
+    #[error("payload of {0} bytes is larger than the limit of {MAX_SIZE}")]
+    TooLarge(usize),
+    /// Not base64.
+    #[error("payload is not base64")]
+    Base64,
+    /// Not the JSON of such a secret.
+    #[error("payload is malformed: {0}")]
+    Malformed(String),
+}
+
+impl Payload {
+    /// Parses the base64 text that the API server gives. An entry that cannot be used is left out.
+    ///
+    /// # Errors
+    /// [`SecretError`] when the payload as a whole cannot be read.
+    pub(crate) fn parse(base64: &str, kind: SecretType) -> Result<Self, SecretError> {
+        if base64.len() / 4 * 3 > MAX_SIZE {
+            return Err(SecretError::TooLarge(base64.len() / 4 * 3));
+        }
+        let json =
+            base64::engine::general_purpose::STANDARD.decode(base64).map_err(|_| SecretError::Base64)?;
+        let json = Zeroizing::new(json);
+        let form = match kind {
+            SecretType::DockerConfigJson => Form::DockerConfigJson,
+            SecretType::DockerCfg => Form::DockerCfg,
+        };
+        let entries = parse_auths(&json, form).map_err(|error| SecretError::Malformed(error.to_string()))?;
+        let mut usable: Vec<Entry> = Vec::new();
+        for (key, entry) in entries {
+            let Some(key) = SecretKey::parse(&key) else { continue };
+            if let Ok(Some(credential)) = entry
+                && usable.iter().all(|known| known.key != key)
+            {
+                usable.push(Entry { key, credential });
+            }
+        }
+        Ok(Self { digest: Sha256::digest(&*json).into(), size: json.len(), entries: usable })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str, kind: SecretType) -> Result<Payload, SecretError> {
+        Payload::parse(&base64::engine::general_purpose::STANDARD.encode(json), kind)
+    }
+
+    #[test]
+    fn t92_helpers_named_in_a_secret_are_ignored() {
+        let json = r#"{"credsStore":"evil","credHelpers":{"reg.example":"evil"},
+            "auths":{"reg.example":{"auth":"dXNlcjpwYXNz"}}}"#;
+        let payload = parse(json, SecretType::DockerConfigJson).unwrap();
+        assert_eq!(payload.entries.len(), 1);
+        assert_eq!(payload.entries[0].key.host, "reg.example");
+    }
+
+    #[test]
+    fn a_legacy_payload_is_a_bare_map() {
+        let payload =
+            parse(r#"{"reg.example":{"username":"u","password":"p"}}"#, SecretType::DockerCfg).unwrap();
+        assert_eq!(payload.entries.len(), 1);
+    }
+
+    #[test]
+    fn t93_a_malformed_secret_is_an_error_that_does_not_quote_it() {
+        for json in ["{", "[]", r#"{"auths":["hunter2"]}"#, "hunter2"] {
+            let error = parse(json, SecretType::DockerConfigJson).unwrap_err();
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+        assert_eq!(Payload::parse("***", SecretType::DockerCfg).unwrap_err(), SecretError::Base64);
+        let large = "A".repeat(2 << 20);
+        assert!(matches!(Payload::parse(&large, SecretType::DockerCfg), Err(SecretError::TooLarge(_))));
+    }
+
+    #[test]
+    fn one_bad_entry_costs_itself_only() {
+        let json = r#"{"auths":{"bad.example":{"auth":"dXNlcg=="},"reg.example":{"auth":"dXNlcjpwYXNz"},"e.example":{}}}"#;
+        let payload = parse(json, SecretType::DockerConfigJson).unwrap();
+        let hosts: Vec<&str> = payload.entries.iter().map(|entry| entry.key.host.as_str()).collect();
+        assert_eq!(hosts, ["reg.example"]);
+    }
+}

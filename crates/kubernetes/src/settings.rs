@@ -1,0 +1,76 @@
+//! What the daemon tells this keychain.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Settings of the secrets keychain.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `kubeconfig_path`: when set, no other place is looked at, and a file that is not there yet is waited for.
+    pub kubeconfig: Option<PathBuf>,
+    /// `namespaces`: which ones to sync; empty for all.
+    pub namespaces: Vec<String>,
+    /// `legacy_dockercfg`: also sync secrets of the type `kubernetes.io/dockercfg`.
+    pub legacy_dockercfg: bool,
+    /// Where things are looked for; the daemon fills it from its environment.
+    pub environment: Environment,
+    /// How long to wait for what.
+    pub timing: Timing,
+}
+
+/// The part of the process environment that matters here.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    /// `$KUBECONFIG` split at colons, empty parts dropped.
+    pub kubeconfig: Vec<PathBuf>,
+    /// The home directory, already derived from the password database when `$HOME` is unset.
+    pub home: PathBuf,
+    /// Whether the process runs in a pod (`$KUBERNETES_SERVICE_HOST` is set).
+    pub in_cluster: bool,
+}
+
+/// Waits and intervals; the defaults are for production.
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// Between looks for a kubeconfig that is not there yet; jittered up to five times as long.
+    pub appear: Duration,
+    /// Between looks whether a file of the connection has changed.
+    pub recheck: Duration,
+    /// First and longest wait after an error of the API server; doubles, with full jitter.
+    pub back_off: (Duration, Duration),
+    /// Longest wait while the server denies permission.
+    pub denied: Duration,
+    /// How long values are served after permission was revoked.
+    pub revoked: Duration,
+    /// How long an exec plugin may take.
+    pub exec: Duration,
+    /// How long a lookup waits for the first sync.
+    pub first_sync: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            appear: Duration::from_secs(2),
+            recheck: Duration::from_secs(30),
+            back_off: (Duration::from_millis(800), Duration::from_secs(30)),
+            denied: Duration::from_secs(300),
+            revoked: Duration::from_secs(600),
+            exec: Duration::from_secs(30),
+            first_sync: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Settings {
+    /// Returns settings that sync all namespaces with the kubeconfig found in `environment`.
+    pub fn new(environment: Environment) -> Self {
+        Self {
+            kubeconfig: None,
+            namespaces: Vec::new(),
+            legacy_dockercfg: false,
+            environment,
+            timing: Timing::default(),
+        }
+    }
+}

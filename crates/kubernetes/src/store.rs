@@ -1,0 +1,361 @@
+//! The synced secrets, indexed so that a lookup does not depend on how many there are.
+//!
+//! One payload is usually copied into every namespace, so equal payloads are stored once and counted as one candidate.
+//! Each (host, path) has its holders in the order in which the contract's tie-break takes them: newer creation first,
+//! then namespace and name. A lookup asks for the image's path, its parents, and the whole registry, most specific
+//! first, literal hosts before patterns; so it costs the depth of the repository, not the number of secrets.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Weak};
+
+use crate::matching::{SecretKey, host_matches};
+use crate::secret::{Entry, Payload, SecretType};
+use soci_auth::Credential;
+
+/// The most payload bytes that are kept; newer secrets are skipped beyond it.
+pub(crate) const MAX_PAYLOAD_BYTES: usize = 64 << 20;
+
+/// Names one secret.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SecretId {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+/// One secret as the API server gave it, parsed.
+#[derive(Debug, Clone)]
+pub(crate) struct Secret {
+    /// Which one.
+    pub id: SecretId,
+    /// When it was created, in seconds since 1970.
+    pub created: i64,
+    /// Its type.
+    pub kind: SecretType,
+    /// Its entries.
+    pub payload: Payload,
+}
+
+/// An entry that matches an image, and whose it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Match {
+    /// The secret that is named for it; of several with the same payload the first by rank.
+    pub id: SecretId,
+    /// The key that matched, as normalised.
+    pub key: SecretKey,
+    /// The credential.
+    pub credential: Credential,
+}
+
+/// The secrets of one cluster.
+#[derive(Debug, Default)]
+pub(crate) struct SecretStore {
+    secrets: HashMap<SecretId, Held>,
+    payloads: HashMap<[u8; 32], Weak<Payload>>,
+    literal: HashMap<SecretKey, Holders>,
+    patterns: HashMap<SecretKey, Holders>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Held {
+    payload: Arc<Payload>,
+    created: i64,
+    kind: SecretType,
+}
+
+#[derive(Debug, Default)]
+struct Holders {
+    ranked: BTreeSet<(Reverse<i64>, SecretId)>,
+    by_namespace: HashMap<Arc<str>, BTreeSet<(Reverse<i64>, SecretId)>>,
+}
+
+impl Holders {
+    fn insert(&mut self, created: i64, id: &SecretId) {
+        self.ranked.insert((Reverse(created), id.clone()));
+        self.by_namespace.entry(id.namespace.clone()).or_default().insert((Reverse(created), id.clone()));
+    }
+
+    fn remove(&mut self, created: i64, id: &SecretId) {
+        let rank = (Reverse(created), id.clone());
+        self.ranked.remove(&rank);
+        if let Some(own) = self.by_namespace.get_mut(&id.namespace) {
+            own.remove(&rank);
+            if own.is_empty() {
+                self.by_namespace.remove(&id.namespace);
+            }
+        }
+    }
+}
+
+impl SecretStore {
+    /// Returns the number of secrets.
+    pub(crate) fn len(&self) -> usize {
+        self.secrets.len()
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.secrets.is_empty()
+    }
+
+    /// Adds or replaces a secret. Returns whether anything changed for lookups; `false` also when it was skipped because
+    /// the store is full, which is logged.
+    pub(crate) fn apply(&mut self, secret: Secret) -> bool {
+        if let Some(held) = self.secrets.get(&secret.id)
+            && held.payload.digest == secret.payload.digest
+            && held.created == secret.created
+        {
+            return false;
+        }
+        self.remove(&secret.id);
+        let known = self.payloads.get(&secret.payload.digest).and_then(Weak::upgrade);
+        let payload = match known {
+            Some(payload) => payload,
+            None if self.bytes + secret.payload.size > MAX_PAYLOAD_BYTES => {
+                tracing::warn!(
+                    namespace = %secret.id.namespace, name = %secret.id.name, limit = MAX_PAYLOAD_BYTES,
+                    "pull secret skipped: all of them together are over the limit; restrict namespaces"
+                );
+                return false;
+            }
+            None => {
+                let payload = Arc::new(secret.payload);
+                self.bytes += payload.size;
+                self.payloads.insert(payload.digest, Arc::downgrade(&payload));
+                payload
+            }
+        };
+        for Entry { key, .. } in &payload.entries {
+            let index = if key.is_glob() { &mut self.patterns } else { &mut self.literal };
+            index.entry(key.clone()).or_default().insert(secret.created, &secret.id);
+        }
+        self.secrets.insert(secret.id, Held { payload, created: secret.created, kind: secret.kind });
+        true
+    }
+
+    /// Removes a secret. Returns whether it was there.
+    pub(crate) fn remove(&mut self, id: &SecretId) -> bool {
+        let Some(held) = self.secrets.remove(id) else { return false };
+        for Entry { key, .. } in &held.payload.entries {
+            let index = if key.is_glob() { &mut self.patterns } else { &mut self.literal };
+            if let Some(holders) = index.get_mut(key) {
+                holders.remove(held.created, id);
+                if holders.ranked.is_empty() {
+                    index.remove(key);
+                }
+            }
+        }
+        if Arc::strong_count(&held.payload) == 1 {
+            self.payloads.remove(&held.payload.digest);
+            self.bytes = self.bytes.saturating_sub(held.payload.size);
+        }
+        true
+    }
+
+    /// Removes the secrets of this type and `namespace` (all of them for `None`) that are not in `seen`: what was deleted
+    /// while nobody watched. Returns those that were.
+    pub(crate) fn retain(
+        &mut self,
+        namespace: Option<&str>,
+        kind: SecretType,
+        seen: &HashSet<SecretId>,
+    ) -> Vec<SecretId> {
+        let stale: Vec<SecretId> = self
+            .secrets
+            .iter()
+            .filter(|(id, held)| {
+                held.kind == kind
+                    && namespace.is_none_or(|namespace| &*id.namespace == namespace)
+                    && !seen.contains(*id)
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in &stale {
+            self.remove(id);
+        }
+        stale
+    }
+
+    /// Returns the hosts (or patterns) that a secret has entries for.
+    pub(crate) fn hosts(&self, id: &SecretId) -> Vec<String> {
+        let entries = self.secrets.get(id).map(|held| held.payload.entries.as_slice()).unwrap_or_default();
+        entries.iter().map(|entry| entry.key.host.clone()).collect()
+    }
+
+    /// Removes everything.
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Returns up to `limit` different credentials for a repository at `host` (its identity), best first.
+    ///
+    /// The rank is: secrets of `namespace` where it is known; longest path; literal host before pattern; newer creation;
+    /// namespace and name by byte order. `skip` drops candidates, such as those that were refused.
+    pub(crate) fn lookup(
+        &self,
+        host: &str,
+        repository: &str,
+        namespace: Option<&str>,
+        limit: usize,
+        mut skip: impl FnMut(&Match) -> bool,
+    ) -> Vec<Match> {
+        let groups = self.groups(host, repository);
+        let mut found: Vec<Match> = Vec::new();
+        let mut taken: HashSet<([u8; 32], &SecretKey)> = HashSet::new();
+        let own = namespace.into_iter().flat_map(|namespace| {
+            groups.iter().flat_map(move |(key, holders)| {
+                let holders = holders.by_namespace.get(namespace).into_iter().flatten();
+                holders.map(move |(_, id)| (*key, id))
+            })
+        });
+        let all =
+            groups.iter().flat_map(|(key, holders)| holders.ranked.iter().map(move |(_, id)| (*key, id)));
+        for (key, id) in own.chain(all) {
+            let Some(held) = self.secrets.get(id) else { continue };
+            if !taken.insert((held.payload.digest, key)) {
+                continue;
+            }
+            let Some(entry) = held.payload.entries.iter().find(|entry| entry.key == *key) else { continue };
+            let candidate = Match { id: id.clone(), key: key.clone(), credential: entry.credential.clone() };
+            if !skip(&candidate) {
+                found.push(candidate);
+                if found.len() == limit {
+                    break;
+                }
+            }
+        }
+        found
+    }
+
+    /// The keys that match, most specific first.
+    fn groups(&self, host: &str, repository: &str) -> Vec<(&SecretKey, &Holders)> {
+        let mut groups = Vec::new();
+        let mut path = repository;
+        loop {
+            let key = SecretKey { host: host.to_owned(), path: path.to_owned() };
+            groups.extend(self.literal.get_key_value(&key));
+            let mut matching: Vec<_> = self
+                .patterns
+                .iter()
+                .filter(|(pattern, _)| pattern.path == path && host_matches(&pattern.host, host))
+                .collect();
+            matching.sort_by_key(|(pattern, _)| *pattern);
+            groups.extend(matching);
+            if path.is_empty() {
+                return groups;
+            }
+            path = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use base64::Engine as _;
+
+    use super::*;
+
+    pub(crate) fn secret(namespace: &str, name: &str, created: i64, auths: &[(&str, &str)]) -> Secret {
+        let auths: serde_json::Map<_, _> = auths
+            .iter()
+            .map(|(key, user)| ((*key).to_owned(), serde_json::json!({ "username": user, "password": "p" })))
+            .collect();
+        let json = serde_json::json!({ "auths": auths }).to_string();
+        let base64 = base64::engine::general_purpose::STANDARD.encode(json);
+        let kind = SecretType::DockerConfigJson;
+        let id = SecretId { namespace: namespace.into(), name: name.into() };
+        Secret { id, created, kind, payload: Payload::parse(&base64, kind).unwrap() }
+    }
+
+    fn users(store: &SecretStore, repository: &str, namespace: Option<&str>) -> Vec<String> {
+        let found = store.lookup("reg.example", repository, namespace, 5, |_| false);
+        let name = |found: &Match| match &found.credential {
+            Credential::Basic { username, .. } => username.clone(),
+            other => other.kind().to_owned(),
+        };
+        found.iter().map(name).collect()
+    }
+
+    #[test]
+    fn t95_equal_ranks_are_chosen_by_age_then_name_whatever_the_order_of_arrival() {
+        let secrets = [
+            secret("b", "x", 10, &[("reg.example", "old-b")]),
+            secret("a", "y", 10, &[("reg.example", "old-a-y")]),
+            secret("a", "x", 10, &[("reg.example", "old-a-x")]),
+            secret("z", "z", 20, &[("reg.example", "new")]),
+        ];
+        for rotation in 0..secrets.len() {
+            let mut store = SecretStore::default();
+            for at in 0..secrets.len() {
+                store.apply(secrets[(at + rotation) % secrets.len()].clone());
+            }
+            assert_eq!(users(&store, "a", None), ["new", "old-a-x", "old-a-y", "old-b"]);
+        }
+    }
+
+    #[test]
+    fn t96_the_most_specific_path_comes_first_and_literals_before_patterns() {
+        let mut store = SecretStore::default();
+        store.apply(secret(
+            "n",
+            "a",
+            1,
+            &[("*.example", "glob"), ("reg.example", "host"), ("reg.example/team", "team")],
+        ));
+        store.apply(secret("n", "b", 9, &[("reg.*/team", "glob-team"), ("reg.example/team/app", "app")]));
+        assert_eq!(users(&store, "team/app", None), ["app", "team", "glob-team", "host", "glob"]);
+        assert_eq!(users(&store, "teamx/app", None), ["host", "glob"]);
+    }
+
+    #[test]
+    fn the_pods_namespace_comes_first() {
+        let mut store = SecretStore::default();
+        store.apply(secret("other", "s", 9, &[("reg.example/team", "theirs")]));
+        store.apply(secret("mine", "s", 1, &[("reg.example", "mine")]));
+        assert_eq!(users(&store, "team/a", Some("mine")), ["mine", "theirs"]);
+        assert_eq!(users(&store, "team/a", None), ["theirs", "mine"]);
+    }
+
+    #[test]
+    fn t90_updates_and_deletions_leave_nothing_behind() {
+        let mut store = SecretStore::default();
+        assert!(store.apply(secret("n", "s", 1, &[("reg.example", "a"), ("*.io", "a")])));
+        assert!(!store.apply(secret("n", "s", 1, &[("reg.example", "a"), ("*.io", "a")])), "nothing changed");
+        assert!(store.apply(secret("n", "s", 1, &[("reg.example", "b")])));
+        assert_eq!(users(&store, "x", None), ["b"]);
+        assert!(store.remove(&SecretId { namespace: "n".into(), name: "s".into() }));
+        assert!(users(&store, "x", None).is_empty());
+        assert!(
+            store.literal.is_empty()
+                && store.patterns.is_empty()
+                && store.payloads.is_empty()
+                && store.bytes == 0
+        );
+    }
+
+    #[test]
+    fn copies_in_many_namespaces_are_one_payload_and_one_candidate() {
+        let mut store = SecretStore::default();
+        for at in 0..1000 {
+            store.apply(secret(&format!("n{at:04}"), "pull", 1, &[("reg.example", "shared")]));
+        }
+        assert_eq!((store.len(), store.payloads.len()), (1000, 1));
+        assert_eq!(users(&store, "x", Some("n0500")), ["shared"]);
+    }
+
+    #[test]
+    fn t98_what_is_not_listed_any_more_goes() {
+        let mut store = SecretStore::default();
+        for name in ["kept", "gone"] {
+            store.apply(secret("n", name, 1, &[("reg.example", name)]));
+        }
+        let seen = HashSet::from([SecretId { namespace: "n".into(), name: "kept".into() }]);
+        assert!(store.retain(Some("m"), SecretType::DockerConfigJson, &seen).is_empty());
+        assert!(store.retain(None, SecretType::DockerCfg, &seen).is_empty());
+        assert_eq!(store.retain(None, SecretType::DockerConfigJson, &seen).len(), 1);
+        assert_eq!(users(&store, "x", None), ["kept"]);
+    }
+}

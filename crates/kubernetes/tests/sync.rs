@@ -1,0 +1,341 @@
+//! The keychain against an API server that misbehaves as real ones do.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use soci_auth::keychain::{Keychain, Rejected};
+use soci_auth::{AuthBoard, Credential, CredentialScope, Origin, Scheme};
+use soci_kubernetes::{Environment, SecretsKeychain, Settings, Timing};
+use soci_oci::ImageRef;
+use soci_testkit::kube_api::KubeApi;
+
+const TYPE: &str = "kubernetes.io/dockerconfigjson";
+const LONG: Duration = Duration::from_secs(60);
+
+struct Rig {
+    dir: tempfile::TempDir,
+    board: Arc<AuthBoard>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), board: Arc::new(AuthBoard::new()) }
+    }
+
+    fn settings(&self) -> Settings {
+        let mut settings =
+            Settings::new(Environment { home: self.dir.path().to_owned(), ..Environment::default() });
+        settings.timing = Timing {
+            appear: Duration::from_millis(20),
+            recheck: Duration::from_millis(100),
+            back_off: (Duration::from_millis(10), Duration::from_millis(200)),
+            denied: Duration::from_millis(200),
+            ..Timing::default()
+        };
+        settings
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let new = path.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, path).unwrap();
+    }
+
+    fn start(&self, settings: Settings) -> Arc<SecretsKeychain> {
+        SecretsKeychain::start(settings, self.board.clone())
+    }
+
+    async fn synced(&self, api: &KubeApi) -> Arc<SecretsKeychain> {
+        self.write(".kube/config", &api.kubeconfig(&json!({ "token": "t" })));
+        let keychain = self.start(self.settings());
+        keychain.ready().await;
+        assert!(keychain.progress().complete, "{:?}", keychain.progress());
+        keychain
+    }
+}
+
+fn auths(host: &str, user: &str) -> String {
+    json!({ "auths": { host: { "username": user, "password": "p" } } }).to_string()
+}
+
+fn put(api: &KubeApi, namespace: &str, name: &str, host: &str, user: &str) {
+    api.put(namespace, name, TYPE, &[(".dockerconfigjson", &auths(host, user))]);
+}
+
+async fn users(keychain: &SecretsKeychain, image: &str) -> Vec<String> {
+    let image: ImageRef = image.parse().unwrap();
+    let scope = CredentialScope::new(Origin::of_registry(Scheme::Https, image.registry()), image);
+    let lookup = keychain.lookup(&scope, &Rejected::default()).await.unwrap_or_default();
+    let name = |credential: &Credential| match credential {
+        Credential::Basic { username, .. } => username.clone(),
+        other => other.kind().to_owned(),
+    };
+    lookup.candidates.iter().map(|candidate| name(&candidate.credential)).collect()
+}
+
+/// Waits until the users for an image are these. Polls, since the sync has no other observer.
+async fn eventually(keychain: &SecretsKeychain, image: &str, expected: &[&str]) {
+    let deadline = Instant::now() + LONG;
+    loop {
+        let found = users(keychain, image).await;
+        if found == expected {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{found:?} instead of {expected:?}: {:?}", keychain.progress());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until `condition` holds.
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn count(api: &KubeApi, verb: &str) -> usize {
+    api.log().iter().filter(|logged| logged.verb == verb && logged.status == 200).count()
+}
+
+#[tokio::test]
+async fn t89_t90_t91_secrets_of_the_type_are_used_and_followed() {
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "ns1", "pull", "reg.example", "first");
+    api.put("ns1", "opaque", "Opaque", &[(".dockerconfigjson", &auths("opaque.example", "x"))]);
+    let rig = Rig::new();
+    let keychain = rig.synced(&api).await;
+    assert_eq!(users(&keychain, "reg.example/any:1").await, ["first"]);
+    assert!(users(&keychain, "opaque.example/a").await.is_empty());
+    assert!(api.log().iter().all(|logged| logged.selector == "type=kubernetes.io/dockerconfigjson"));
+    let before = rig.board.generation("reg.example");
+    put(&api, "ns1", "pull", "reg.example", "second");
+    eventually(&keychain, "reg.example/any:1", &["second"]).await;
+    assert!(rig.board.generation("reg.example") > before, "readers that wait are woken");
+    api.delete("ns1", "pull");
+    eventually(&keychain, "reg.example/any:1", &[]).await;
+}
+
+#[tokio::test]
+async fn t93_a_malformed_secret_costs_itself_only() {
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "good", "reg.example", "good");
+    put(&api, "b", "turns-bad", "other.example", "soon-gone");
+    api.put("c", "bad", TYPE, &[(".dockerconfigjson", "{")]);
+    api.put("c", "without", TYPE, &[]);
+    let rig = Rig::new();
+    let keychain = rig.synced(&api).await;
+    assert_eq!(users(&keychain, "reg.example/a").await, ["good"]);
+    assert_eq!(users(&keychain, "other.example/a").await, ["soon-gone"]);
+    api.put("b", "turns-bad", TYPE, &[(".dockerconfigjson", "[]")]);
+    eventually(&keychain, "other.example/a", &[]).await;
+}
+
+#[tokio::test]
+async fn t98_after_410_what_was_deleted_meanwhile_is_gone() {
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "kept", "reg.example", "kept");
+    put(&api, "a", "gone", "gone.example", "gone");
+    let rig = Rig::new();
+    let keychain = rig.synced(&api).await;
+    until("the watch is open", || count(&api, "watch") > 0).await;
+    api.delete("a", "gone");
+    api.forget_history();
+    api.cut_watches();
+    eventually(&keychain, "gone.example/a", &[]).await;
+    assert_eq!(users(&keychain, "reg.example/a").await, ["kept"]);
+}
+
+#[tokio::test]
+async fn t99_a_closed_watch_resumes_from_the_bookmark_without_a_list() {
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "x", "reg.example", "x");
+    let rig = Rig::new();
+    let keychain = rig.synced(&api).await;
+    until("the watch is open", || count(&api, "watch") == 1).await;
+    let lists = count(&api, "list");
+    let listed_at = api.log().iter().rev().find_map(|logged| logged.version.clone()).unwrap();
+    api.bookmark();
+    put(&api, "a", "y", "y.example", "y");
+    eventually(&keychain, "y.example/a", &["y"]).await;
+    api.cut_watches();
+    until("the watch is resumed", || count(&api, "watch") == 2).await;
+    let resumed_at = api.log().iter().rev().find_map(|logged| logged.version.clone()).unwrap();
+    assert!(resumed_at.parse::<u64>().unwrap() > listed_at.parse::<u64>().unwrap());
+    assert_eq!(count(&api, "list"), lists, "nothing was listed again");
+}
+
+#[tokio::test]
+async fn t100_denied_permission_is_one_clear_message_and_heals() {
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "x", "reg.example", "x");
+    api.set_denied(true);
+    let rig = Rig::new();
+    rig.write(".kube/config", &api.kubeconfig(&json!({ "token": "t" })));
+    let keychain = rig.start(rig.settings());
+    keychain.ready().await;
+    let trouble = keychain.progress().trouble.unwrap();
+    assert!(
+        trouble.contains("ClusterRole") && trouble.contains("list") && trouble.contains("watch"),
+        "{trouble}"
+    );
+    assert!(users(&keychain, "reg.example/a").await.is_empty());
+    api.set_denied(false);
+    eventually(&keychain, "reg.example/a", &["x"]).await;
+    assert_eq!(keychain.progress().trouble, None);
+}
+
+#[tokio::test]
+async fn revoked_permission_keeps_the_last_values_for_a_while_only() {
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "x", "reg.example", "x");
+    let rig = Rig::new();
+    rig.write(".kube/config", &api.kubeconfig(&json!({ "token": "t" })));
+    let mut settings = rig.settings();
+    settings.timing.revoked = Duration::from_millis(400);
+    let keychain = rig.start(settings);
+    eventually(&keychain, "reg.example/a", &["x"]).await;
+    until("the watch is open", || count(&api, "watch") > 0).await;
+    api.set_denied(true);
+    api.cut_watches();
+    until("the denial is noticed", || keychain.progress().trouble.is_some()).await;
+    assert_eq!(keychain.len(), 1, "the last values stay in use");
+    until("they are dropped", || keychain.is_empty()).await;
+}
+
+#[tokio::test]
+async fn t101_a_kubeconfig_may_appear_late_and_at_every_documented_place() {
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "x", "reg.example", "x");
+    let text = api.kubeconfig(&json!({ "token": "t" }));
+    for place in ["kube/config", ".kube/config", "listed", "explicit"] {
+        let rig = Rig::new();
+        let mut settings = rig.settings();
+        match place {
+            "listed" => {
+                settings.environment.kubeconfig =
+                    vec![rig.dir.path().join("missing"), rig.dir.path().join("listed")];
+            }
+            "explicit" => settings.kubeconfig = Some(rig.dir.path().join("explicit")),
+            _ => {}
+        }
+        let keychain = rig.start(settings);
+        keychain.ready().await;
+        assert!(keychain.progress().failed && keychain.is_empty(), "{place}: nobody waits for a file");
+        rig.write(place, &text);
+        eventually(&keychain, "reg.example/a", &["x"]).await;
+    }
+}
+
+#[tokio::test]
+async fn t102_a_rotated_token_file_and_a_refused_exec_token_connect_anew() {
+    let api = KubeApi::start("first").await.unwrap();
+    put(&api, "a", "x", "reg.example", "x");
+    let rig = Rig::new();
+    rig.write("token", "first\n");
+    let token = rig.dir.path().join("token");
+    rig.write(".kube/config", &api.kubeconfig(&json!({ "tokenFile": token })));
+    let keychain = rig.start(rig.settings());
+    eventually(&keychain, "reg.example/a", &["x"]).await;
+    api.set_token("second");
+    rig.write("token", "second\n");
+    api.cut_watches();
+    put(&api, "a", "x", "reg.example", "after-rotation");
+    eventually(&keychain, "reg.example/a", &["after-rotation"]).await;
+
+    let script = rig.dir.path().join("plugin");
+    let text = format!(
+        "#!/bin/sh\necho '{{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"status\":{{\"token\":\"'$(cat {})'\"}}}}'\n",
+        token.display()
+    );
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let exec = json!({ "exec": { "apiVersion": "client.authentication.k8s.io/v1", "command": script } });
+    rig.write(".kube/config", &api.kubeconfig(&exec));
+    put(&api, "a", "x", "reg.example", "by-exec");
+    eventually(&keychain, "reg.example/a", &["by-exec"]).await;
+    api.set_token("third");
+    rig.write("token", "third");
+    api.cut_watches();
+    put(&api, "a", "x", "reg.example", "by-exec-again");
+    eventually(&keychain, "reg.example/a", &["by-exec-again"]).await;
+}
+
+#[tokio::test]
+async fn t103_a_server_that_comes_late_or_back_is_found() {
+    let api = KubeApi::start("t").await.unwrap();
+    let address = api.address();
+    let kubeconfig = api.kubeconfig(&json!({ "token": "t" }));
+    api.shutdown().await;
+    let rig = Rig::new();
+    rig.write(".kube/config", &kubeconfig);
+    let keychain = rig.start(rig.settings());
+    keychain.ready().await;
+    assert!(keychain.progress().failed);
+    let lookup = users(&keychain, "reg.example/a").await;
+    assert!(lookup.is_empty(), "an absent server only makes the option empty");
+    let api = KubeApi::start_at(address, "t").await.unwrap();
+    put(&api, "a", "x", "reg.example", "x");
+    rig.write(".kube/config", &api.kubeconfig(&json!({ "token": "t" })));
+    eventually(&keychain, "reg.example/a", &["x"]).await;
+}
+
+#[tokio::test]
+async fn errors_of_the_server_are_waited_out() {
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "x", "reg.example", "x");
+    for status in [500, 503, 429, 401] {
+        api.fail_next(status, (status == 429).then_some(0));
+    }
+    let rig = Rig::new();
+    rig.write(".kube/config", &api.kubeconfig(&json!({ "token": "t" })));
+    let keychain = rig.start(rig.settings());
+    eventually(&keychain, "reg.example/a", &["x"]).await;
+}
+
+#[tokio::test]
+async fn namespaces_and_the_legacy_type_are_selected() {
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "mine", "x", "reg.example", "mine");
+    put(&api, "other", "x", "other.example", "other");
+    let legacy = json!({ "legacy.example": { "username": "old", "password": "p" } }).to_string();
+    api.put("mine", "old", "kubernetes.io/dockercfg", &[(".dockercfg", &legacy)]);
+    let rig = Rig::new();
+    rig.write(".kube/config", &api.kubeconfig(&json!({ "token": "t" })));
+    let mut settings = rig.settings();
+    settings.namespaces = vec!["mine".into()];
+    settings.legacy_dockercfg = true;
+    let keychain = rig.start(settings);
+    eventually(&keychain, "legacy.example/a", &["old"]).await;
+    eventually(&keychain, "reg.example/a", &["mine"]).await;
+    assert!(users(&keychain, "other.example/a").await.is_empty());
+    assert!(api.log().iter().all(|logged| logged.namespace == "mine"));
+}
+
+#[tokio::test]
+async fn ten_thousand_secrets_in_a_thousand_namespaces() {
+    let api = KubeApi::start("t").await.unwrap();
+    for at in 0..10_000 {
+        let (namespace, name) = (format!("ns{:04}", at % 1000), format!("pull{}", at / 1000));
+        put(&api, &namespace, &name, "reg.example", &format!("{namespace}-{name}"));
+    }
+    let rig = Rig::new();
+    let keychain = rig.synced(&api).await;
+    assert_eq!(keychain.len(), 10_000);
+    let image: ImageRef = "reg.example/team/app:1".parse().unwrap();
+    for at in (0..1000).step_by(37) {
+        let namespace = format!("ns{at:04}");
+        let mut scope =
+            CredentialScope::new(Origin::of_registry(Scheme::Https, image.registry()), image.clone());
+        scope.namespace = Some(namespace.clone());
+        let lookup = keychain.lookup(&scope, &Rejected::default()).await.unwrap();
+        let Credential::Basic { username, .. } = &lookup.candidates[0].credential else { panic!("a pair") };
+        assert!(username.starts_with(&namespace), "{username} for {namespace}");
+    }
+}

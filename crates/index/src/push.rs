@@ -1,14 +1,14 @@
 //! Pushes an index v1 with what it names, so that the registry lists it as a referrer of the image.
 //!
 //! Blobs go first, the index last: a registry refuses a manifest whose parts it lacks, and a reader never finds an index
-//! whose zTOCs are not there. Registries without the referrers API find it by a tag made of the subject's digest.
+//! whose zTOCs are not there.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::{self, TryStreamExt as _};
-use soci_oci::{Descriptor, Digest, FetchContext, FetchError, FetchErrorKind, Index, media_type};
+use soci_oci::{Descriptor, Digest, FetchContext, FetchError, media_type};
 use soci_store::{ContentStore, StoreError};
 
 use crate::build::{Observer, Stores};
@@ -114,7 +114,7 @@ pub async fn push(
     let config = std::iter::once(&index.manifest.config);
     pusher.blobs(config.chain(&index.manifest.layers).cloned().collect(), &*stores.artifacts).await?;
     pusher.subject(&subject).await?;
-    pusher.index(index, &subject).await?;
+    pusher.manifest(&index.digest, media_type::OCI_MANIFEST, index.bytes.clone()).await?;
     Ok(true)
 }
 
@@ -183,12 +183,12 @@ impl Pusher<'_> {
         Ok(())
     }
 
-    async fn manifest(&self, digest: &Digest, media_type: &str, bytes: Bytes) -> Result<bool, PushError> {
+    async fn manifest(&self, digest: &Digest, media_type: &str, bytes: Bytes) -> Result<(), PushError> {
         self.say("pushing artifact with digest", digest);
         let pushed = self.remote.push_manifest(&digest.to_string(), media_type, bytes, self.context).await;
-        let listed = pushed.map_err(|source| PushError::Upload { digest: *digest, source })?;
+        pushed.map_err(|source| PushError::Upload { digest: *digest, source })?;
         self.say("successfully pushed artifact with digest", digest);
-        Ok(listed)
+        Ok(())
     }
 
     /// Makes sure that the registry has the image manifest.
@@ -204,52 +204,7 @@ impl Pusher<'_> {
             local.map_err(|source| PushError::NoImage { digest, source: Box::new(source) })?;
         let parts = std::iter::once(manifest.config).chain(manifest.layers);
         self.blobs(parts.collect(), store).await?;
-        self.manifest(&digest, &subject.media_type, bytes).await.map(|_| ())
-    }
-
-    async fn index(&self, index: &SociIndex, subject: &Descriptor) -> Result<(), PushError> {
-        let listed = self.manifest(&index.digest, media_type::OCI_MANIFEST, index.bytes.clone()).await?;
-        if listed {
-            return Ok(());
-        }
-        let failed = |source| PushError::Upload { digest: index.digest, source };
-        self.list_by_tag(index, subject).await.map_err(failed)
-    }
-
-    /// Adds the index to the list that the subject's tag names. Another writer at the same moment may undo it: the
-    /// protocol has no way to prevent that.
-    async fn list_by_tag(&self, index: &SociIndex, subject: &Descriptor) -> Result<(), FetchError> {
-        let tag = format!("{}-{}", subject.digest.algorithm(), subject.digest.hex());
-        let old = self.remote.tagged(&tag, self.context).await?;
-        let mut list = match &old {
-            Some((_, bytes)) => Index::decode(bytes).map_err(|error| {
-                let message = format!("tag {tag} of the referrers of {}", subject.digest);
-                FetchError::because(FetchErrorKind::Protocol, message, error)
-            })?,
-            None => Index {
-                schema_version: 2,
-                media_type: media_type::OCI_INDEX.to_owned(),
-                artifact_type: None,
-                manifests: Vec::new(),
-                subject: None,
-                annotations: std::collections::BTreeMap::new(),
-            },
-        };
-        if list.manifests.iter().any(|entry| entry.digest == index.digest) {
-            return Ok(());
-        }
-        let mut entry = index.descriptor();
-        entry.artifact_type = Some(index.version.media_type().to_owned());
-        entry.annotations = index.manifest.annotations.clone();
-        list.manifests.push(entry);
-        let bytes = Bytes::from(list.encode());
-        self.remote.push_manifest(&tag, media_type::OCI_INDEX, bytes, self.context).await?;
-        if let Some((old, _)) = old
-            && let Err(error) = self.remote.delete_manifest(&old.digest, self.context).await
-        {
-            tracing::debug!(digest = %old.digest, %error, "the list of referrers that was replaced stays in the registry");
-        }
-        Ok(())
+        self.manifest(&digest, &subject.media_type, bytes).await
     }
 }
 

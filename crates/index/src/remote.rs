@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use soci_oci::{BlobSource, Descriptor, Digest, FetchContext, FetchError};
+use soci_registry::{Pushed, Repository};
 
 /// A repository to read from. What it returns was verified against the digest asked for.
 #[async_trait]
@@ -59,8 +60,8 @@ pub trait PushRemote: Remote {
         context: &FetchContext,
     ) -> Result<bool, FetchError>;
 
-    /// Uploads a manifest under `object`, a tag or its digest; returns whether the registry listed it as a referrer of
-    /// its subject.
+    /// Uploads a manifest under `object`, a tag or its digest. If it has a subject it is listed as its referrer
+    /// afterwards, by the registry itself or under the subject's tag.
     ///
     /// # Errors
     /// When it cannot be.
@@ -70,21 +71,56 @@ pub trait PushRemote: Remote {
         media_type: &str,
         bytes: Bytes,
         context: &FetchContext,
-    ) -> Result<bool, FetchError>;
+    ) -> Result<(), FetchError>;
+}
 
-    /// Returns the manifest that `tag` names, or `None` when there is no such tag.
-    ///
-    /// # Errors
-    /// When the registry cannot be asked.
-    async fn tagged(
+#[async_trait]
+impl Remote for Repository {
+    async fn manifest(&self, digest: &Digest, context: &FetchContext) -> Result<Bytes, FetchError> {
+        self.manifest(digest, context).await
+    }
+
+    async fn referrers(
         &self,
-        tag: &str,
+        subject: &Digest,
+        artifact_type: &str,
         context: &FetchContext,
-    ) -> Result<Option<(Descriptor, Bytes)>, FetchError>;
+    ) -> Result<Vec<Descriptor>, FetchError> {
+        self.referrers(subject, artifact_type, context).await
+    }
 
-    /// Removes the manifest `digest`.
-    ///
-    /// # Errors
-    /// When the registry refuses, as many do.
-    async fn delete_manifest(&self, digest: &Digest, context: &FetchContext) -> Result<(), FetchError>;
+    async fn blob(
+        &self,
+        descriptor: &Descriptor,
+        max: u64,
+        context: &FetchContext,
+    ) -> Result<Bytes, FetchError> {
+        self.blob_bytes(descriptor, max, context).await
+    }
+}
+
+#[async_trait]
+impl PushRemote for Repository {
+    async fn has_manifest(&self, digest: &Digest, context: &FetchContext) -> Result<bool, FetchError> {
+        self.has_manifest(digest, context).await
+    }
+
+    async fn push_blob(
+        &self,
+        descriptor: &Descriptor,
+        source: Arc<dyn BlobSource>,
+        context: &FetchContext,
+    ) -> Result<bool, FetchError> {
+        Ok(self.push_blob(descriptor, &*source, None, context).await? != Pushed::Existed)
+    }
+
+    async fn push_manifest(
+        &self,
+        object: &str,
+        media_type: &str,
+        bytes: Bytes,
+        context: &FetchContext,
+    ) -> Result<(), FetchError> {
+        self.push_manifest(object, media_type, bytes, context).await.map(|_| ())
+    }
 }

@@ -50,7 +50,6 @@ async fn fixture() -> Fixture {
         store.put(&Descriptor::of("", content), Bytes::copy_from_slice(content), &[]).await.unwrap();
     }
     let remote = MemoryRemote::default();
-    *remote.lists_referrers.lock().unwrap() = true;
     let stores = Stores { image: Arc::clone(&store), artifacts: store };
     Fixture { _root: root, stores, remote, image, index }
 }
@@ -139,33 +138,6 @@ async fn an_index_that_is_there_is_treated_as_asked() {
             fixture.index.digest.to_string()
         ]
     );
-}
-
-#[tokio::test]
-async fn a_registry_without_referrers_gets_a_tag() {
-    let fixture = fixture().await;
-    *fixture.remote.lists_referrers.lock().unwrap() = false;
-    let subject = Digest::of(&fixture.image);
-    let tag = format!("sha256-{}", subject.hex());
-    let other = Descriptor::of(media_type::OCI_MANIFEST, b"signature");
-    let list = Index {
-        schema_version: 2,
-        media_type: media_type::OCI_INDEX.into(),
-        artifact_type: None,
-        manifests: vec![other.clone()],
-        subject: None,
-        annotations: std::collections::BTreeMap::new(),
-    };
-    let old = fixture.remote.put(list.encode());
-    fixture.remote.tags.lock().unwrap().insert(tag.clone(), old);
-    fixture.push(OPTIONS).await.0.unwrap();
-    let (_, bytes) = fixture.remote.tagged(&tag, &context()).await.unwrap().unwrap();
-    let list = Index::decode(&bytes).unwrap();
-    assert_eq!(list.manifests[0], other);
-    assert_eq!(list.manifests[1].digest, fixture.index.digest);
-    assert_eq!(list.manifests[1].artifact_type.as_deref(), Some(media_type::SOCI_INDEX_V1));
-    assert_eq!(list.manifests[1].annotations, fixture.index.manifest.annotations);
-    assert!(!fixture.remote.content.lock().unwrap().contains_key(&old));
 }
 
 #[tokio::test]

@@ -26,6 +26,14 @@ fn peak_memory() -> String {
     status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or("VmHWM unknown").to_owned()
 }
 
+/// Processor time of all threads so far, in seconds (in steps of 10 ms).
+fn processor_time() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Fields 14 and 15, counted after the program's name.
+    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ').skip(11).take(2);
+    fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().ok_or("usage: throughput LAYER [gzip|tar] [ROUNDS]")?;
@@ -36,12 +44,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let rounds: usize = arguments.next().map_or(Ok(3), |text| text.parse())?;
     let mut last = None;
     for _ in 0..rounds {
-        let begin = Instant::now();
+        let (begin, busy) = (Instant::now(), processor_time());
         let built = build(&path, compression)?;
-        let took = begin.elapsed().as_secs_f64();
+        let (took, busy) = (begin.elapsed().as_secs_f64(), processor_time() - busy);
         let ztoc = Ztoc::decode(built.bytes.clone().into(), &DecodeLimits::default())?;
         let megabytes = ztoc.uncompressed_size() as f64 / 1e6;
-        println!("build: {megabytes:.0} MB in {took:.3} s, {:.0} MB/s; {}", megabytes / took, peak_memory());
+        println!(
+            "build: {megabytes:.0} MB in {took:.3} s, {:.0} MB/s; {busy:.2} s of processor; {}",
+            megabytes / took,
+            peak_memory()
+        );
         last = Some(ztoc);
     }
     let ztoc = last.ok_or("no rounds")?;
@@ -57,7 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut out = Vec::new();
     for _ in 0..rounds {
         let mut total = 0;
-        let begin = Instant::now();
+        let (begin, busy) = (Instant::now(), processor_time());
         for id in table.ids() {
             let window = table.window(id);
             let range = usize::try_from(window.range.start)?..usize::try_from(window.range.end)?;
@@ -69,8 +81,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             inflate_span(table, id, &window, compressed, &mut out)?;
             total += out.len();
         }
-        let took = begin.elapsed().as_secs_f64();
-        println!("spans: {:.0} MB in {took:.3} s, {:.0} MB/s", total as f64 / 1e6, total as f64 / 1e6 / took);
+        let (took, busy) = (begin.elapsed().as_secs_f64(), processor_time() - busy);
+        let megabytes = total as f64 / 1e6;
+        println!(
+            "spans: {megabytes:.0} MB in {took:.3} s, {:.0} MB/s; {busy:.2} s of processor",
+            megabytes / took
+        );
     }
     Ok(())
 }

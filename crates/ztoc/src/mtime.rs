@@ -66,6 +66,11 @@ impl Mtime {
         text
     }
 
+    /// What a zTOC says of this time: itself, or [`Mtime::YEAR_ONE`] when its year has no RFC 3339 text.
+    pub fn in_ztoc(self) -> Self {
+        if self.to_rfc3339().is_empty() { Self::YEAR_ONE } else { self }
+    }
+
     /// Parses RFC 3339 text with any offset and any number of fractional digits (those past nanoseconds are cut off).
     ///
     /// `None` when the text is something else.

@@ -85,7 +85,7 @@ impl Member {
             && self.raw_mode == entry.raw_mode
             && self.uid() == entry.uid
             && self.gid() == entry.gid
-            && self.mtime == entry.mtime
+            && self.mtime.in_ztoc() == entry.mtime
             && self.dev_major() == entry.dev_major
             && self.dev_minor() == entry.dev_minor
             && self.pax.iter().map(|(key, value)| (key.as_slice(), value.as_slice())).eq(entry.pax())

@@ -311,3 +311,84 @@ fn take<'a>(input: &mut &'a [u8], most: u64) -> &'a [u8] {
 fn len(piece: &[u8]) -> u64 {
     piece.len() as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(flag: u8, name: &[u8], size: u64) -> Vec<u8> {
+        let mut block = vec![0; BLOCK];
+        block[..name.len()].copy_from_slice(name);
+        block[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
+        block[156] = flag;
+        block[257..265].copy_from_slice(b"ustar\x0000");
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum::<u32>() + 8 * 32;
+        block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        block[155] = b' ';
+        block
+    }
+
+    fn extension(flag: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = [header(flag, b"x", payload.len() as u64), payload.to_vec()].concat();
+        bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+        bytes
+    }
+
+    #[test]
+    fn a_group_is_used_up_exactly() {
+        let pax = extension(b'x', b"30 mtime=253402300800.0000001\n");
+        let group = [pax, extension(b'L', b"long/name\0"), header(b'0', b"short", 5)].concat();
+        let at = UncompressedOffset(4096);
+        let member = parse_group(&group, at).unwrap();
+        assert_eq!(member.name, b"long/name");
+        assert_eq!((member.header, member.data.0), (at, 4096 + group.len() as u64));
+        assert_eq!(member.mtime, crate::Mtime { secs: 253_402_300_800, nanos: 100 });
+        let fault = |bytes: &[u8]| parse_group(bytes, at).unwrap_err().fault;
+        assert_eq!(fault(&[group.clone(), vec![0; 512]].concat()), TarFault::NotOneMember);
+        assert_eq!(fault(&group[..group.len() - 1]), TarFault::Truncated);
+        assert_eq!(fault(&group[..1024]), TarFault::Truncated);
+        assert_eq!(fault(&[]), TarFault::Truncated);
+        assert_eq!(fault(&[0; 1024]), TarFault::NotOneMember);
+        assert_eq!(fault(&extension(b'g', b"")), TarFault::NotOneMember);
+    }
+
+    #[test]
+    fn extension_headers_are_bounded() {
+        let large = header(b'x', b"", MAX_EXTENSION + 1);
+        let error = parse_group(&large, UncompressedOffset(0)).unwrap_err();
+        assert_eq!(error.fault, TarFault::ExtensionSize { size: MAX_EXTENSION + 1, limit: MAX_EXTENSION });
+        // Each may be large, and there may be many, but not without end.
+        let payload = vec![b'n'; 1 << 20];
+        let group = [extension(b'L', &payload).repeat(4), header(b'0', b"", 0)].concat();
+        let error = parse_group(&group, UncompressedOffset(0)).unwrap_err();
+        assert_eq!(error.fault, TarFault::GroupSize { limit: MAX_GROUP });
+        let negative = {
+            let mut block = header(b'0', b"a", 0);
+            block[124..136].copy_from_slice(&[0xff; 12]);
+            block[148..156].copy_from_slice(b"        ");
+            let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+            block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+            block
+        };
+        assert_eq!(parse_group(&negative, UncompressedOffset(0)).unwrap_err().fault, TarFault::NegativeSize);
+    }
+
+    #[test]
+    fn kinds_without_data_have_none_whatever_their_size_field_says() {
+        let archive =
+            [header(b'1', b"link", 700), header(b'0', b"file", 3), vec![b'a'; 512], vec![0; 1024]].concat();
+        let mut parser = Parser::new();
+        let mut input = archive.as_slice();
+        let mut seen = Vec::new();
+        loop {
+            match parser.step(&mut input).unwrap() {
+                Step::Member(member) => seen.push((member.header.0, member.data.0, member.size)),
+                Step::End => break,
+                Step::Data(data) => assert_eq!(data, b"aaa"),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(seen, [(0, 512, 0), (512, 1024, 3)]);
+        assert_eq!(parser.position(), archive.len() as u64);
+    }
+}

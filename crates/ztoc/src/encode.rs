@@ -45,17 +45,18 @@ pub(crate) struct Document<'a> {
     pub(crate) span_digests: &'a [Digest],
 }
 
-/// Writes a zTOC. `files` come from **last to first**; `expected` is a guess at the size of their part.
-pub(crate) fn encode<'a>(
+/// Writes a zTOC. `files` hands over every file, from **last to first**; `expected` is a guess at the size of their part.
+pub(crate) fn encode(
     document: &Document<'_>,
-    files: impl Iterator<Item = FileRow<'a>>,
+    files: impl FnOnce(&mut dyn FnMut(&FileRow<'_>)),
     expected: usize,
 ) -> Result<Vec<u8>, Overflow> {
     let capacity = expected + document.checkpoints.len() + 96 * document.span_digests.len() + 256;
     let mut writer = Writer::with_capacity(capacity);
     let version = writer.string(VERSION.as_bytes());
     let build_tool = writer.string(document.build_tool.as_bytes());
-    let mut list: Vec<Written> = files.map(|file| encode_file(&mut writer, &file)).collect();
+    let mut list: Vec<Written> = Vec::new();
+    files(&mut |file| list.push(encode_file(&mut writer, file)));
     list.reverse();
     let list = writer.offset_vector(&list);
     writer.start_table(schema::toc::FIELDS);

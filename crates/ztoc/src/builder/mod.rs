@@ -166,11 +166,13 @@ impl ZtocBuilder {
             checkpoints: &checkpoints,
             span_digests: &span_digests,
         };
-        let bytes = encode(&document, toc.files.rows_backwards(), toc.files.encoded_size())
+        let expected = toc.files.encoded_size();
+        let files = toc.files;
+        let bytes = encode(&document, |each| files.for_each_backwards(each), expected)
             .ok()
             .filter(|bytes| bytes.len() <= limit)
             .ok_or(too_large)?;
-        drop((checkpoints, toc.files));
+        drop(checkpoints);
         let bytes = Bytes::from(bytes);
         // What is built must be readable: the reader's rules are the builder's.
         Ztoc::decode(bytes.clone(), &DecodeLimits::default())?;

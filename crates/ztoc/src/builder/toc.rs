@@ -57,11 +57,51 @@ impl TocScan {
 /// Files, packed: a zTOC is written from the last file to the first, so all must be kept until the end.
 #[derive(Debug, Default)]
 pub(super) struct FileList {
+    /// In chunks, each freed as soon as it is written.
+    chunks: Vec<Chunk>,
+    files: usize,
+    bytes: usize,
+}
+
+/// Some files in a row.
+#[derive(Debug, Default)]
+struct Chunk {
     packed: Vec<u8>,
     begins: Vec<usize>,
 }
 
+/// Size at which a chunk is full.
+const CHUNK: usize = 1 << 20;
+
 impl FileList {
+    fn add(&mut self, member: &Member) {
+        if self.chunks.last().is_none_or(|chunk| chunk.packed.len() >= CHUNK) {
+            self.chunks.push(Chunk::default());
+        }
+        if let Some(chunk) = self.chunks.last_mut() {
+            let before = chunk.packed.len();
+            chunk.add(member);
+            self.bytes += chunk.packed.len() - before;
+            self.files += 1;
+        }
+    }
+
+    /// Hands over the files from last to first, and frees them on the way.
+    pub(super) fn for_each_backwards(mut self, each: &mut dyn FnMut(&FileRow<'_>)) {
+        while let Some(chunk) = self.chunks.pop() {
+            let rows =
+                chunk.begins.iter().rev().filter_map(|begin| Unpack(chunk.packed.get(*begin..)?).row());
+            rows.for_each(|row| each(&row));
+        }
+    }
+
+    /// About how many bytes the files take in a zTOC.
+    pub(super) fn encoded_size(&self) -> usize {
+        self.files * 140 + self.bytes
+    }
+}
+
+impl Chunk {
     fn add(&mut self, member: &Member) {
         self.begins.push(self.packed.len());
         let signed = |offset: u64| i64::try_from(offset).unwrap_or(i64::MAX);
@@ -104,23 +144,13 @@ impl FileList {
         self.put_number(i64::try_from(text.len()).unwrap_or(0));
         self.packed.extend_from_slice(text);
     }
-
-    /// The files from last to first.
-    pub(super) fn rows_backwards(&self) -> impl Iterator<Item = FileRow<'_>> {
-        self.begins.iter().rev().filter_map(|begin| Unpack(self.packed.get(*begin..)?).row())
-    }
-
-    /// About how many bytes the files take in a zTOC.
-    pub(super) fn encoded_size(&self) -> usize {
-        self.begins.len() * 140 + self.packed.len()
-    }
 }
 
 fn low_byte(value: u64) -> u8 {
     value.to_le_bytes()[0] & 0x7f
 }
 
-/// Reads back what [`FileList::add`] wrote; `None` cannot happen.
+/// Reads back what [`Chunk::add`] wrote; `None` cannot happen.
 struct Unpack<'a>(&'a [u8]);
 
 impl<'a> Unpack<'a> {
@@ -192,9 +222,9 @@ mod tests {
     #[test]
     fn numbers_of_any_size_are_read_back() {
         for value in [0, 1, -1, 63, 64, -65, 1 << 40, i64::MAX, i64::MIN] {
-            let mut list = FileList::default();
-            list.put_number(value);
-            assert_eq!(Unpack(&list.packed).number(), Some(value));
+            let mut chunk = Chunk::default();
+            chunk.put_number(value);
+            assert_eq!(Unpack(&chunk.packed).number(), Some(value));
         }
     }
 }

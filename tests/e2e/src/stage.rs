@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -68,6 +69,26 @@ impl StageOptions {
     }
 }
 
+/// The registry and the threads it runs on: may serve several stages, one after the other.
+#[derive(Debug, Clone)]
+pub struct Backstage {
+    /// The registry.
+    pub registry: Arc<TestRegistry>,
+    _runtime: Arc<tokio::runtime::Runtime>,
+}
+
+impl Backstage {
+    /// Starts a registry.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn start(options: soci_testkit::Options) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let registry = runtime.block_on(TestRegistry::start(options)).context("start the registry")?;
+        Ok(Self { registry: Arc::new(registry), _runtime: Arc::new(runtime) })
+    }
+}
+
 /// A stage in play. Dropping it takes everything down in order.
 #[derive(Debug)]
 pub struct Stage {
@@ -76,11 +97,10 @@ pub struct Stage {
     /// The daemon.
     pub snapshotter: Snapshotter,
     /// The registry.
-    pub registry: TestRegistry,
-    /// Where the registry's tasks run.
-    pub runtime: tokio::runtime::Runtime,
+    pub registry: Arc<TestRegistry>,
     /// The binaries under test.
     pub binaries: Binaries,
+    _backstage: Backstage,
     directory: StageDir,
 }
 
@@ -90,11 +110,18 @@ impl Stage {
     /// # Errors
     /// Where root or /dev/fuse is missing, or one of the three does not start.
     pub fn start(options: StageOptions) -> Result<Self> {
+        let backstage = Backstage::start(options.registry.clone())?;
+        Self::with(options, backstage)
+    }
+
+    /// Starts daemon and containerd before a registry that runs already. Blocks.
+    ///
+    /// # Errors
+    /// As [`Stage::start`].
+    pub fn with(options: StageOptions, backstage: Backstage) -> Result<Self> {
         require()?;
         let directory = StageDir::new()?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let registry =
-            runtime.block_on(TestRegistry::start(options.registry.clone())).context("start the registry")?;
+        let registry = Arc::clone(&backstage.registry);
         let at = directory.path();
         std::fs::write(at.join("ca.pem"), registry.ca_pem())?;
         let hosts = at.join("certs.d");
@@ -124,7 +151,14 @@ impl Stage {
             &containerd::Options { snapshotter: snapshotter.socket(), hosts },
         )
         .context("start containerd")?;
-        Ok(Self { containerd, snapshotter, registry, runtime, binaries: options.binaries, directory })
+        Ok(Self {
+            containerd,
+            snapshotter,
+            registry,
+            binaries: options.binaries,
+            _backstage: backstage,
+            directory,
+        })
     }
 
     /// Returns the stage's directory.

@@ -1,0 +1,78 @@
+//! The result as a Markdown table.
+
+use std::fmt::Write as _;
+
+use crate::limits::Limit;
+use crate::samples::Samples;
+use crate::sides::Side;
+
+/// A row: its name, whether more is better, and what is asked for.
+type Row = (&'static str, bool, &'static str);
+
+const ROWS: &[Row] = &[
+    ("index build of big, s", false, "5 × faster"),
+    ("index build of big, peak RSS, MiB", false, "≤ 61 (64 MB)"),
+    ("lazy pull of big, s", false, "2 × faster"),
+    ("first echo after it, s", false, "1.4 × faster"),
+    ("lazy pull of files100k, s", false, "6 × faster"),
+    ("first echo after files100k, s", false, "1.4 × faster"),
+    ("lazy pull of py, s", false, ""),
+    ("pull to ready of py, s", false, "2 × faster"),
+    ("pull of files10k, s", false, "as overlayfs"),
+    ("cold sequential read of 629 MB, MB/s", true, "3 × faster"),
+    ("daemon CPU of it, s", false, "≤ 0.55 of the peer's"),
+    ("cold 4 KiB random read, p50, ms", false, "2 × faster"),
+    ("re-read, spans cached, MB/s", true, "1.2 ×, or 90 % of the disk"),
+    ("find -printf %s over 100 k files, s", false, "2 × faster"),
+    ("daemon RSS idle, MiB", false, "≤ 11.4 (12 MB)"),
+    ("daemon RSS after reading big, MiB", false, "≤ 45.8 (48 MB)"),
+];
+
+/// Returns the tables: results, and the machine's limits.
+pub(crate) fn markdown(samples: &Samples, sides: &[Side], limits: &[Limit], rounds: u32) -> String {
+    let with_peer = sides.iter().any(|side| side.name == "peer");
+    let mut text = format!("Medians of {rounds} rounds, least to most in brackets.\n\n");
+    text.push_str("| work | ours |");
+    text.push_str(if with_peer { " peer | ratio |" } else { "" });
+    text.push_str(" asked |\n| --- | --- |");
+    text.push_str(if with_peer { " --- | --- |" } else { "" });
+    text.push_str(" --- |\n");
+    for (name, more_is_better, asked) in ROWS {
+        let Some(ours) = samples.summary(name, "ours") else { continue };
+        let _ = write!(text, "| {name} | {} |", cell(ours));
+        if with_peer {
+            match samples.summary(name, "peer") {
+                Some(peer) => {
+                    let ratio = if *more_is_better { ours[0] / peer[0] } else { peer[0] / ours[0] };
+                    let _ = write!(text, " {} | {ratio:.2} × |", cell(peer));
+                }
+                None => text.push_str(" - | - |"),
+            }
+        }
+        let _ = writeln!(text, " {asked} |");
+        if let Some(overlayfs) = samples.summary(name, "overlayfs") {
+            let _ = writeln!(
+                text,
+                "| {name}, overlayfs | {} |{} |",
+                cell(overlayfs),
+                if with_peer { " | |" } else { "" }
+            );
+        }
+    }
+    text.push_str("\n| machine | |\n| --- | --- |\n");
+    for (name, value) in limits {
+        let _ = writeln!(text, "| {name} | {value} |");
+    }
+    text
+}
+
+fn cell([median, least, most]: [f64; 3]) -> String {
+    let digits = if median >= 100.0 {
+        0
+    } else if median >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{median:.digits$} [{least:.digits$}–{most:.digits$}]")
+}

@@ -47,6 +47,8 @@ struct State {
     queue: VecDeque<Turn>,
     /// Tasks that run.
     lanes: usize,
+    /// Those of them that are at a layer, which may come back to the queue.
+    working: usize,
 }
 
 #[derive(Debug)]
@@ -128,11 +130,15 @@ impl Background {
                     earliest = Some(earliest.map_or(until, |at| at.min(until)));
                     state.queue.push_back(turn);
                 }
-                _ => return Next::Work(layer, turn),
+                _ => {
+                    state.working += 1;
+                    return Next::Work(layer, turn);
+                }
             }
         }
         match earliest {
             Some(until) => Next::Rest(until),
+            None if state.working > 0 => Next::Rest(now + BUSY),
             None => {
                 state.lanes -= 1;
                 Next::End
@@ -160,7 +166,10 @@ async fn lane(shared: Arc<Shared>) {
                     () = added => {}
                 }
             }
-            Next::Work(layer, turn) => step(background, &layer, turn).await,
+            Next::Work(layer, turn) => {
+                step(background, &layer, turn).await;
+                background.state.lock().working -= 1;
+            }
         }
     }
 }
@@ -174,21 +183,10 @@ async fn step(background: &Background, layer: &Arc<LayerCore>, mut turn: Turn) {
         }
         return;
     };
-    let permits: VecDeque<_> =
-        batch.spans.iter().filter_map(|span| layer.bring(*span, batch.form, batch.class)).collect();
-    // Others came first for some of them: what is left is no longer one range.
-    if permits.len() < batch.spans.len() {
-        layer.lead(permits.into());
-        return background.back(turn, None);
-    }
+    let permits = batch.spans.iter().filter_map(|span| layer.bring(*span, batch.form, batch.class)).collect();
     // A layer is queued while one of its ranges is on its way, so that the other lane may take its next one.
     background.back(Turn { layer: turn.layer.clone(), ..turn }, None);
-    let failed = if batch.form == SpanForm::Plain {
-        layer.lead(permits.into());
-        false
-    } else {
-        fetch::run(layer, permits, None).await.is_err()
-    };
+    let failed = fetch::bring(layer, permits, settings.max_range).await.is_err();
     let mut state = background.state.lock();
     let Some(queued) = state.queue.iter_mut().find(|queued| queued.layer.ptr_eq(&turn.layer)) else { return };
     if failed {

@@ -46,6 +46,23 @@ pub(crate) fn lead(core: &Arc<LayerCore>, mut permits: Vec<FetchPermit>) {
     }
 }
 
+/// Brings what `permits` stand for, one range after another. Returns when the last span was handed to a worker, or with the
+/// first failure, which was told to all who wait; later ranges are fetched all the same.
+pub(crate) async fn bring(
+    core: &Arc<LayerCore>,
+    permits: Vec<FetchPermit>,
+    most: u64,
+) -> Result<(), ReadError> {
+    let (cached, missing): (Vec<_>, Vec<_>) =
+        permits.into_iter().partition(|permit| core.has(permit.id(), SpanForm::Compressed));
+    lead(core, cached);
+    let mut first = Ok(());
+    for range in join(core, missing, most) {
+        first = first.and(run(core, range, None).await);
+    }
+    first
+}
+
 /// Splits permits, in order, into runs of neighbours of at most `most` compressed bytes each.
 fn join(core: &LayerCore, permits: Vec<FetchPermit>, most: u64) -> Vec<VecDeque<FetchPermit>> {
     let mut runs: Vec<VecDeque<FetchPermit>> = Vec::new();
@@ -75,6 +92,11 @@ fn spawn(core: &Arc<LayerCore>, permits: VecDeque<FetchPermit>, avoid: Option<So
     });
 }
 
+/// Fetches one span whose cached form turned out to be of no use.
+pub(crate) fn anew(core: &Arc<LayerCore>, permit: FetchPermit) {
+    spawn(core, VecDeque::from([permit]), None);
+}
+
 /// Fetches one span again whose bytes were wrong, from another source if there is one.
 pub(crate) fn again(core: &Arc<LayerCore>, permit: FetchPermit, avoid: SourceId) {
     spawn(core, VecDeque::from([permit]), Some(avoid));
@@ -82,7 +104,7 @@ pub(crate) fn again(core: &Arc<LayerCore>, permit: FetchPermit, avoid: SourceId)
 
 /// Fetches neighbouring spans. Returns when the last of them was handed to a worker, or with what ended the fetch, which
 /// was told to all who wait for what is missing. Ends without a word when the layer closes.
-pub(crate) async fn run(
+async fn run(
     core: &Arc<LayerCore>,
     permits: VecDeque<FetchPermit>,
     avoid: Option<SourceId>,

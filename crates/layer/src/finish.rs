@@ -58,7 +58,10 @@ fn work(core: &Arc<LayerCore>, arrived: Arrived) {
         Origin::Cache => match core.shared.cache.read_all(&core.key(id, SpanForm::Compressed)) {
             Some(bytes) => pieces = vec![bytes],
             // It was evicted or damaged meanwhile.
-            None => return fetch::lead(core, vec![permit]),
+            None => {
+                drop(grant);
+                return fetch::anew(core, permit);
+            }
         },
         Origin::Source(source) | Origin::Fresh(source) => {
             if !verify::is_genuine(&core.spans, id, &pieces) {
@@ -99,7 +102,7 @@ fn work(core: &Arc<LayerCore>, arrived: Arrived) {
         Err(error) if matches!(origin, Origin::Cache) && error.kind() == ReadErrorKind::Integrity => {
             core.shared.cache.remove(&core.key(id, SpanForm::Compressed));
             drop((grant, pieces));
-            fetch::lead(core, vec![permit]);
+            fetch::anew(core, permit);
         }
         Err(error) => {
             core.meter.count(Event::SpansFailed(permit.priority().class()), 1);

@@ -88,19 +88,23 @@ impl LayerPool {
     /// Outside a Tokio runtime.
     pub fn new(cache: Arc<SpanCache>, settings: Settings, meters: Meters) -> Arc<Self> {
         let keep = usize::try_from(settings.in_flight / 2).unwrap_or(usize::MAX);
-        let shared = Shared {
-            buffers: Buffers::new(keep),
-            budget: Budget::new(settings.in_flight, settings.reserve),
-            workers: Workers::new(settings.workers),
-            recent: Recent::new(settings.recent),
-            demand: Demand::new(),
-            background: Background::new(settings.background.clone()),
-            handle: Handle::current(),
-            cache,
-            settings,
-            meters,
-        };
-        Arc::new(Self { shared: Arc::new(shared), layers: Mutex::default(), next: AtomicU64::new(1) })
+        let shared = Arc::new_cyclic(|shared: &Weak<Shared>| {
+            let idle = Weak::clone(shared);
+            let trim = move || idle.upgrade().iter().for_each(|shared| shared.trim());
+            Shared {
+                buffers: Buffers::new(keep),
+                budget: Budget::new(settings.in_flight, settings.reserve),
+                workers: Workers::new(settings.workers, trim),
+                recent: Recent::new(settings.recent),
+                demand: Demand::new(),
+                background: Background::new(settings.background.clone()),
+                handle: Handle::current(),
+                cache,
+                settings,
+                meters,
+            }
+        });
+        Arc::new(Self { shared, layers: Mutex::default(), next: AtomicU64::new(1) })
     }
 
     /// Opens a layer, or opens it once more: then `source` joins those it has, and is asked first.
@@ -153,10 +157,16 @@ impl LayerPool {
         &self.shared.cache
     }
 
-    /// Frees memory and files that are kept only for speed: for a node that has been idle for a while.
+    /// Frees memory and files that are kept only for speed. Happens by itself after some seconds without work.
     pub fn trim(&self) {
-        self.shared.recent.clear();
-        self.shared.buffers.trim();
-        self.shared.cache.trim();
+        self.shared.trim();
+    }
+}
+
+impl Shared {
+    fn trim(&self) {
+        self.recent.clear();
+        self.buffers.trim();
+        self.cache.trim();
     }
 }

@@ -20,12 +20,19 @@ pub(crate) struct Workers {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     queue: Mutex<Queue>,
     /// Signalled when a job arrives, when a background job ends, and at the end.
     wake: Condvar,
     most: usize,
+    /// Called by the last thread that ends for want of work.
+    idle: Box<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.queue.lock().fmt(f)
+    }
 }
 
 #[derive(Default)]
@@ -52,9 +59,10 @@ struct Job {
 }
 
 impl Workers {
-    /// Returns workers on at most `most` threads, at least one.
-    pub(crate) fn new(most: usize) -> Self {
-        let shared = Shared { queue: Mutex::default(), wake: Condvar::new(), most: most.max(1) };
+    /// Returns workers on at most `most` threads, at least one. `idle` is called when there was no work for a while.
+    pub(crate) fn new(most: usize, idle: impl Fn() + Send + Sync + 'static) -> Self {
+        let idle = Box::new(idle);
+        let shared = Shared { queue: Mutex::default(), wake: Condvar::new(), most: most.max(1), idle };
         Self { shared: Arc::new(shared) }
     }
 
@@ -128,6 +136,11 @@ impl Shared {
             }
         }
         queue.threads -= 1;
+        let last = queue.threads == 0;
+        drop(queue);
+        if last {
+            (self.idle)();
+        }
     }
 }
 
@@ -157,7 +170,7 @@ mod tests {
 
     #[test]
     fn all_threads_work_at_once() {
-        let workers = Workers::new(2);
+        let workers = Workers::new(2, || {});
         let barrier = Arc::new(std::sync::Barrier::new(3));
         for _ in 0..2 {
             let barrier = Arc::clone(&barrier);
@@ -170,7 +183,7 @@ mod tests {
 
     #[test]
     fn background_work_leaves_one_thread_and_the_most_urgent_runs_first() {
-        let workers = Workers::new(2);
+        let workers = Workers::new(2, || {});
         let (release, held) = mpsc::channel::<()>();
         let (say, said) = mpsc::channel();
         let started = say.clone();
@@ -189,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_panic_costs_its_job_only() {
-        let workers = Workers::new(1);
+        let workers = Workers::new(1, || {});
         let (say, said) = mpsc::channel();
         workers.submit(Priority::new(FetchClass::OnDemand), || panic!("expected in this test"));
         workers.submit(Priority::new(FetchClass::OnDemand), move || say.send(1).unwrap());

@@ -47,12 +47,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         let (begin, busy) = (Instant::now(), processor_time());
         let built = build(&path, compression)?;
         let (took, busy) = (begin.elapsed().as_secs_f64(), processor_time() - busy);
-        let ztoc = Ztoc::decode(built.bytes.clone().into(), &DecodeLimits::default())?;
+        let peak = peak_memory();
+        let ztoc = Ztoc::decode(built.bytes.into(), &DecodeLimits::default())?;
         let megabytes = ztoc.uncompressed_size() as f64 / 1e6;
         println!(
             "build: {megabytes:.0} MB in {took:.3} s, {:.0} MB/s; {busy:.2} s of processor; {}",
             megabytes / took,
-            peak_memory()
+            peak
         );
         last = Some(ztoc);
     }

@@ -49,7 +49,6 @@ pub(crate) mod feature {
     pub(crate) const ASYNC_READ: u64 = 1;
     pub(crate) const EXPORT_SUPPORT: u64 = 1 << 4;
     pub(crate) const DO_READDIRPLUS: u64 = 1 << 13;
-    pub(crate) const ASYNC_DIO: u64 = 1 << 15;
     pub(crate) const PARALLEL_DIROPS: u64 = 1 << 18;
     pub(crate) const MAX_PAGES: u64 = 1 << 22;
     pub(crate) const CACHE_SYMLINKS: u64 = 1 << 23;

@@ -25,10 +25,10 @@ const MAX_WRITE: u32 = 4096;
 /// The request is in the queue when mount(2) returns.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+// Not ASYNC_DIO: a direct reader would then wait for its pages without noticing signals.
 const WANTED: u64 = feature::ASYNC_READ
     | feature::EXPORT_SUPPORT
     | feature::DO_READDIRPLUS
-    | feature::ASYNC_DIO
     | feature::PARALLEL_DIROPS
     | feature::MAX_PAGES
     | feature::CACHE_SYMLINKS

@@ -74,8 +74,10 @@ pub enum Action {
     Redirect(String),
     /// Answers as usual, but with these headers set too.
     Headers(Vec<(String, String)>),
-    /// Closes the connection before anything is answered.
+    /// Closes the connection before anything is done.
     Hangup,
+    /// Does what was asked for, then closes the connection instead of answering.
+    LoseAnswer,
 }
 
 /// A fault, its aim and its turns.

@@ -142,13 +142,11 @@ impl State {
             None => u64::MAX,
         };
         if allowed == 0 {
+            // The bytes before the break shall arrive: an error here discards what is not written yet.
+            self.line.settle().await;
             match self.treatment.breaks {
                 Some(Break::Stall(_)) => futures::future::pending::<()>().await,
-                Some(Break::Reset(_)) => {
-                    // The bytes before the break shall arrive: a reset discards what is still queued.
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    self.line.reset.store(true, Ordering::Relaxed);
-                }
+                Some(Break::Reset(_)) => self.line.reset.store(true, Ordering::Relaxed),
                 _ => {}
             }
             return Some((Err(io::Error::other("the fault script ends this body")), self));

@@ -4,7 +4,8 @@ pub(crate) mod body;
 pub(crate) mod serve;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use bytes::Bytes;
@@ -62,6 +63,22 @@ impl Answer {
 pub(crate) struct Line {
     /// Set to reset the connection when it is dropped.
     pub(crate) reset: Arc<AtomicBool>,
+    /// Bytes written to the socket so far.
+    pub(crate) written: Arc<AtomicU64>,
+}
+
+impl Line {
+    /// Waits until nothing more is written: everything is, or the other side does not read.
+    pub(crate) async fn settle(&self) {
+        let mut quiet = 0;
+        let mut seen = u64::MAX;
+        while quiet < 3 {
+            tokio::time::sleep(Duration::from_millis(4)).await;
+            let written = self.written.load(Ordering::Relaxed);
+            quiet = if written == seen { quiet + 1 } else { 0 };
+            seen = written;
+        }
+    }
 }
 
 pub(crate) fn into_response(answer: Answer, body: ReplyBody) -> Response<ReplyBody> {

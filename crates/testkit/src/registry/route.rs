@@ -117,6 +117,7 @@ impl Front {
         let mut more = Vec::new();
         let mut wait = delay;
         let mut hangup = false;
+        let mut lose = false;
         for action in actions {
             match action {
                 Action::Status { status, headers, body } => {
@@ -140,6 +141,7 @@ impl Front {
                 Action::IgnoreRange => whole = true,
                 Action::Headers(headers) => more = headers,
                 Action::Hangup => hangup = true,
+                Action::LoseAnswer => lose = true,
             }
         }
         if !wait.is_zero() {
@@ -163,6 +165,10 @@ impl Front {
             }
             None => self.dispatch(&seen_by_handler, body).await?,
         };
+        if lose {
+            self.record(&info, &answer, 0, &counter);
+            return None;
+        }
         for (name, value) in more {
             if let Ok(name) = ::http::HeaderName::try_from(name.as_str()) {
                 answer.headers.remove(name);

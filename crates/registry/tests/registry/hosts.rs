@@ -1,0 +1,255 @@
+//! The list of hosts: mirrors, `hosts.toml`, TLS per host, schemes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use soci_oci::{FetchErrorKind, media_type};
+use soci_registry::Settings;
+use soci_registry::settings::{Insecure, Mirror, PlainHttp, Verify};
+use soci_testkit::tls::ClientCertificates;
+use soci_testkit::{Action, AuthMode, Fault, Listener, Matcher, Options, TestRegistry};
+
+use crate::common::{Client, basic, context, digest, pattern, read, within};
+
+const INDEX: &[u8] = br#"{"schemaVersion":2,"manifests":[]}"#;
+
+/// A registry and a mirror of one authority, both with the same blob and tag.
+async fn pair(mirror: Options) -> (TestRegistry, TestRegistry, String) {
+    let registry = TestRegistry::start(Options::default()).await.unwrap();
+    let ca = Some(Arc::clone(registry.ca()));
+    let mirror = TestRegistry::start(Options { ca, ..mirror }).await.unwrap();
+    let mut name = String::new();
+    for server in [&registry, &mirror] {
+        name = server.put_blob("team/app", pattern(10_000));
+        server.put_manifest("team/app", "1", media_type::OCI_INDEX, INDEX);
+    }
+    (registry, mirror, name)
+}
+
+fn mirrored(registry: &TestRegistry, address: String) -> Client {
+    Client::new(&[registry], |settings, _| {
+        let mirror = Mirror::parse(&address, Insecure::No).unwrap();
+        settings.mirrors.insert(registry.host(), vec![mirror]);
+    })
+}
+
+#[tokio::test]
+async fn a_mirror_is_asked_first_and_told_for_whom() {
+    let (registry, mirror, name) = pair(Options::default()).await;
+    let client = mirrored(&registry, mirror.url(Listener::Registry));
+    let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
+    read(&blob, 0..10, &context()).await.unwrap();
+    assert!(registry.log().is_empty());
+    let query = mirror.log()[0].request.query.clone();
+    assert_eq!(query, format!("ns={}", registry.host().replace(':', "%3A")));
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_down_costs_one_attempt() {
+    let (registry, mirror, name) = pair(Options::default()).await;
+    let client = mirrored(&registry, mirror.url(Listener::Registry));
+    mirror.shutdown().await;
+    let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
+    for at in 0..5 {
+        assert!(read(&blob, at..at + 100, &context()).await.is_ok());
+    }
+    assert_eq!(registry.log().len(), 5);
+}
+
+#[tokio::test]
+async fn whatever_a_mirror_refuses_the_next_host_is_asked() {
+    for status in [400, 401, 403, 404, 429, 500, 503] {
+        let (registry, mirror, name) = pair(Options::default()).await;
+        let client = mirrored(&registry, mirror.url(Listener::Registry));
+        mirror.fault(Fault::new(Matcher::any(), Action::status(status)));
+        let repository = client.repository(&registry.image("team/app:1"));
+        let blob = repository.blob(&digest(&name), 10_000);
+        assert!(read(&blob, 0..100, &context()).await.is_ok(), "{status}");
+        assert!(repository.resolve("1", &context()).await.is_ok(), "{status}");
+        assert!(repository.manifest_by_tag("1", &context()).await.is_ok(), "{status}");
+        assert!(!mirror.log().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_that_spoils_ranges_is_passed_over() {
+    for action in [Action::IgnoreRange, Action::WrongRange(3), Action::redirect_loop(), Action::Hangup] {
+        let (registry, mirror, name) = pair(Options::default()).await;
+        let client = mirrored(&registry, mirror.url(Listener::Registry));
+        mirror.fault(Fault::new(Matcher::any(), action.clone()));
+        let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
+        let found = read(&blob, 5..100, &context()).await.unwrap();
+        assert!(found == pattern(10_000)[5..100], "{action:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_mirror_is_given_up_by_its_own_limit() {
+    let (registry, mirror, name) = pair(Options::default()).await;
+    let client = Client::new(&[&registry], |settings, _| {
+        let parsed = Mirror::parse(&mirror.url(Listener::Registry), Insecure::No).unwrap();
+        settings.mirrors.insert(registry.host(), vec![parsed.request_timeout(1)]);
+    });
+    mirror.fault(Fault::new(Matcher::any(), Action::Delay(Duration::from_secs(60))));
+    let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
+    read(&blob, 0..10, &within(Duration::from_secs(20))).await.unwrap();
+    assert_eq!(registry.log().len(), 1);
+}
+
+#[tokio::test]
+async fn all_hosts_are_named_when_all_fail() {
+    let (registry, mirror, name) = pair(Options::default()).await;
+    let client = mirrored(&registry, mirror.url(Listener::Registry));
+    mirror.fault(Fault::new(Matcher::any(), Action::status(500)));
+    registry.delete_blob("team/app", &name);
+    let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
+    let error = read(&blob, 0..10, &context()).await.unwrap_err();
+    assert_eq!(error.kind(), FetchErrorKind::NotFound, "the registry decides: {error}");
+    for host in [mirror.host(), registry.host()] {
+        assert!(error.to_string().contains(&host), "{error}");
+    }
+    assert_eq!(mirror.log().len(), 1, "a definite answer is not retried");
+}
+
+#[tokio::test]
+async fn capabilities_decide_who_is_asked_for_what() {
+    let (registry, mirror, name) = pair(Options::default()).await;
+    let client = Client::new(&[&registry], |_, _| {});
+    client.hosts_toml(
+        &registry.host(),
+        &format!("[host.\"{}\"]\ncapabilities = [\"pull\"]\n", mirror.url(Listener::Registry)),
+    );
+    let repository = client.repository(&registry.image("team/app:1"));
+    repository.resolve("1", &context()).await.unwrap();
+    assert!(mirror.log().is_empty(), "no tags are resolved at a host that only pulls");
+    read(&repository.blob(&digest(&name), 10_000), 0..5, &context()).await.unwrap();
+    assert_eq!(mirror.log().len(), 1);
+    repository.referrers(&digest(&name), "x", &context()).await.unwrap();
+    assert!(!repository.has_blob(&digest(&format!("sha256:{}", "0".repeat(64))), &context()).await.unwrap());
+    assert_eq!(mirror.log().len(), 1, "neither referrers nor what belongs to pushing");
+}
+
+#[tokio::test]
+async fn nobody_with_the_capability_is_an_error_that_says_where_to_look() {
+    let (registry, _mirror, _) = pair(Options::default()).await;
+    let client = Client::new(&[&registry], |_, _| {});
+    let server = registry.url(Listener::Registry);
+    client.hosts_toml(&registry.host(), &format!("server = \"{server}\"\ncapabilities = [\"pull\"]\n"));
+    let error = client.repository(&registry.image("team/app:1")).resolve("1", &context()).await.unwrap_err();
+    assert_eq!(error.kind(), FetchErrorKind::Local);
+    assert!(error.to_string().contains("hosts.toml"), "{error}");
+}
+
+#[tokio::test]
+async fn hosts_toml_is_reloaded_without_restart() {
+    let (registry, mirror, name) = pair(Options::default()).await;
+    let client = Client::new(&[&registry], |_, _| {});
+    let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
+    read(&blob, 0..5, &context()).await.unwrap();
+    client.hosts_toml(&registry.host(), &format!("[host.\"{}\"]\n", mirror.url(Listener::Registry)));
+    read(&blob, 0..5, &context()).await.unwrap();
+    assert_eq!((registry.log().len(), mirror.log().len()), (1, 1));
+    client.hosts_toml(&registry.host(), "[host.\"x\"]\n[host.\"x\"]\n");
+    read(&blob, 0..5, &context()).await.unwrap();
+    assert_eq!((registry.log().len(), mirror.log().len()), (2, 1), "an unusable file leaves the registry");
+}
+
+#[tokio::test]
+async fn docker_hub_is_served_by_whom_hosts_toml_names() {
+    let (registry, _mirror, name) = pair(Options::default()).await;
+    let client = Client::new(&[&registry], |_, _| {});
+    client.hosts_toml("docker.io", &format!("server = \"{}\"\n", registry.url(Listener::Registry)));
+    let blob = client.repository("docker.io/team/app").blob(&digest(&name), 10_000);
+    read(&blob, 0..5, &context()).await.unwrap();
+    assert_eq!(registry.log()[0].request.query, "ns=docker.io");
+}
+
+#[tokio::test]
+async fn tls_is_per_host_with_authority_and_client_certificate() {
+    let options = Options { client_certificates: ClientCertificates::Required, ..Options::default() };
+    let registry = TestRegistry::start(options.auth(AuthMode::Bearer, "u", "p")).await.unwrap();
+    registry.set_storage(Some(Duration::from_secs(60)));
+    let name = registry.put_blob("team/app", pattern(1_000));
+    let client = Client::new(&[], |_, _| {});
+    client.keychain.set(&registry.host(), vec![basic("u", "p")]);
+    let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 1_000);
+    let error = read(&blob, 0..5, &context()).await.unwrap_err();
+    assert!(error.to_string().contains("TLS"), "{error}");
+
+    let directory = client.dir.path().join("certs.d").join(registry.host().replace(':', "_") + "_");
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("ca.crt"), registry.ca_pem()).unwrap();
+    assert!(read(&blob, 0..5, &context()).await.is_err(), "the registry wants to know us");
+    let identity = registry.ca().issue(&[]).unwrap();
+    std::fs::write(directory.join("us.cert"), identity.certificate_pem).unwrap();
+    std::fs::write(directory.join("us.key"), identity.key_pem).unwrap();
+    read(&blob, 0..5, &context()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_unknown_authority_is_an_error_with_the_next_step_and_never_plain_http() {
+    let (registry, _mirror, name) = pair(Options::default()).await;
+    let client = Client::new(&[], |_, _| {});
+    let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
+    let error = read(&blob, 0..5, &context()).await.unwrap_err();
+    assert_eq!(error.kind(), FetchErrorKind::Unavailable);
+    assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+    assert!(error.to_string().contains("add its authority"), "{error}");
+}
+
+#[tokio::test]
+async fn skip_verify_is_only_for_the_host_that_says_so() {
+    let (registry, mirror, name) = pair(Options::default()).await;
+    let client = Client::new(&[], |_, _| {});
+    let address = mirror.url(Listener::Registry);
+    client.hosts_toml(&registry.host(), &format!("[host.\"{address}\"]\nskip_verify = true\n"));
+    let repository = client.repository(&registry.image("team/app"));
+    read(&repository.blob(&digest(&name), 10_000), 0..5, &context()).await.unwrap();
+    mirror.delete_blob("team/app", &name);
+    let error = read(&repository.blob(&digest(&name), 10_000), 0..5, &context()).await.unwrap_err();
+    assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+}
+
+#[tokio::test]
+async fn the_command_lines_skip_verify_works() {
+    let (registry, _mirror, name) = pair(Options::default()).await;
+    let client = Client::new(&[], |settings: &mut Settings, _| settings.tls.verify = Verify::Skip);
+    let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
+    read(&blob, 0..5, &context()).await.unwrap();
+}
+
+#[tokio::test]
+async fn headers_of_a_host_go_to_that_host_only() {
+    let registry = TestRegistry::start(Options::default().storage(Duration::from_secs(60))).await.unwrap();
+    let name = registry.put_blob("team/app", pattern(1_000));
+    let client = Client::new(&[&registry], |_, _| {});
+    let server = registry.url(Listener::Registry);
+    client.hosts_toml(&registry.host(), &format!("server = \"{server}\"\n[header]\nx-team = \"secret\"\n"));
+    let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 1_000);
+    read(&blob, 0..5, &context()).await.unwrap();
+    assert_eq!(registry.log_of(Listener::Registry)[0].header("x-team"), Some("secret"));
+    assert_eq!(registry.log_of(Listener::Storage)[0].header("x-team"), None);
+}
+
+#[tokio::test]
+async fn a_loopback_registry_is_tried_by_https_and_then_by_http() {
+    let plain = TestRegistry::start(Options::plain()).await.unwrap();
+    let name = plain.put_blob("team/app", pattern(1_000));
+    let client = Client::new(&[], |_, _| {});
+    let blob = client.repository(&plain.image("team/app")).blob(&digest(&name), 1_000);
+    for _ in 0..3 {
+        read(&blob, 0..5, &context()).await.unwrap();
+    }
+    assert_eq!(plain.log().len(), 3);
+}
+
+#[tokio::test]
+async fn plain_http_when_told_so() {
+    let plain = TestRegistry::start(Options { host_name: Some("localhost".into()), ..Options::plain() })
+        .await
+        .unwrap();
+    let name = plain.put_blob("team/app", pattern(1_000));
+    let client = Client::new(&[], |settings: &mut Settings, _| settings.plain_http = PlainHttp::Always);
+    let blob = client.repository(&plain.image("team/app")).blob(&digest(&name), 1_000);
+    read(&blob, 0..5, &context()).await.unwrap();
+}

@@ -283,3 +283,59 @@ async fn the_tar_comes_as_a_stream() {
     let pieces: Vec<_> = reader.tar().try_collect().await.unwrap();
     assert_eq!(pieces.concat(), layer.tar);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_full_disk_reads_are_served_from_memory_and_nothing_stays_behind() {
+    assert!(rustix::process::geteuid().is_root(), "this test mounts a tmpfs of 256 KiB, which needs root");
+    let layer = layer();
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("cache");
+    std::fs::create_dir(&root).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", &root, "tmpfs", flags, Some(c"size=256k")).unwrap();
+    let cache = soci_layer::SpanCache::open(&root, Default::default()).unwrap();
+    let pool = soci_layer::LayerPool::new(cache, settings(), Default::default());
+    let reader = pool.open(layer.spec(dir.path()), layer.source());
+    let mut results = Vec::new();
+    for at in (0..layer.tar.len() as u64).step_by(100_000) {
+        results.push((at, read(&reader, at, 100_000).await));
+    }
+    until("nothing is in flight", || pool.gauges().spans == 0).await;
+    let temporaries = std::fs::read_dir(root.join("tmp")).unwrap().count();
+    let cached: Vec<_> = pool.cache().spans(&layer.digest);
+    drop((reader, pool));
+    let again = soci_layer::SpanCache::open(&root, Default::default()).unwrap();
+    let intact = cached.iter().all(|span| {
+        let key = soci_layer::SpanKey { ztoc: layer.digest, span: *span, form: soci_layer::SpanForm::Plain };
+        let range = layer.spans.uncompressed(*span);
+        let len = usize::try_from(range.end.0 - range.start.0).unwrap();
+        again.read(&key, 0..len).is_some_and(|bytes| bytes == expected(&layer, range.start.0, len))
+    });
+    drop(again);
+    rustix::mount::unmount(&root, rustix::mount::UnmountFlags::DETACH).unwrap();
+    for (at, result) in results {
+        assert_eq!(result, Ok(expected(&layer, at, 100_000)), "at {at}");
+    }
+    assert_eq!(temporaries, 0);
+    assert!(intact, "what stayed in the cache is not what was read");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_credential_ends_all_reads_at_once_and_a_later_one_succeeds() {
+    let layer = layer();
+    let rig = Rig::new(settings());
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    source.always(Fault::Refuse(FetchErrorKind::Denied));
+    let tasks: Vec<_> = (0..8)
+        .map(|_| {
+            let reader = Arc::clone(&reader);
+            tokio::spawn(async move { read(&reader, 0, 1000).await })
+        })
+        .collect();
+    for task in tasks {
+        assert_eq!(task.await.unwrap(), Err(ReadErrorKind::Denied));
+    }
+    source.heal();
+    assert_eq!(read(&reader, 0, 1000).await, Ok(expected(&layer, 0, 1000)));
+}

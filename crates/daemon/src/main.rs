@@ -1,3 +1,7 @@
-//! The snapshotter daemon: configuration, wiring, live layers, gRPC, metrics, shutdown.
+//! The snapshotter daemon's program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    soci_snapshotter_grpc::run::main()
+}

@@ -1,0 +1,303 @@
+//! The configuration as values that cannot be wrong.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::raw::{self, Raw};
+
+/// What the daemon does, decided once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Requests to registries.
+    pub http: Http,
+    /// Requests for parts of layers.
+    pub blob: Http,
+    /// How long a read of a file waits at most.
+    pub read_timeout: Duration,
+    /// How often a span with a wrong digest is fetched again.
+    pub span_retries: u32,
+    /// How long mounting a layer may take.
+    pub mount_timeout: Duration,
+    /// How many layers of an image are prepared ahead at once.
+    pub ahead: usize,
+    /// Whether tar headers are compared with the zTOC when a file is first read.
+    pub verify_headers: bool,
+    /// Whether overlay is tried out at start.
+    pub check_overlay: bool,
+    /// Whether layers are completed in the background.
+    pub background_fetch: bool,
+    /// Whether prefetch artifacts are honoured, and how many layers do so at once.
+    pub prefetch: Option<usize>,
+    /// Where SOCI artifacts are looked for before the registry.
+    pub content_store: ContentStore,
+    /// containerd's socket.
+    pub containerd: PathBuf,
+    /// How an index is found.
+    pub discovery: Discovery,
+    /// Whether a pull that is not lazy fails.
+    pub strict: bool,
+    /// Layers smaller than this many bytes are unpacked.
+    pub min_layer_size: u64,
+    /// Where metrics are served.
+    pub metrics: Option<Listen>,
+    /// The kubelet's pulls as a source of registry logins: containerd's image service.
+    pub cri: Option<PathBuf>,
+    /// Kubernetes secrets as such a source: an explicit kubeconfig, if any.
+    pub kubernetes: Option<Option<PathBuf>>,
+    /// Mirrors by the host that images name.
+    pub mirrors: BTreeMap<String, Vec<Mirror>>,
+    /// Directory of containerd's per-host configuration.
+    pub hosts_dir: Option<PathBuf>,
+}
+
+/// Time and patience for requests.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Http {
+    /// To connect.
+    pub dial: Duration,
+    /// Until the headers of an answer.
+    pub headers: Duration,
+    /// For a whole request.
+    pub request: Duration,
+    /// Attempts after the first.
+    pub retries: u32,
+    /// Shortest and longest pause between attempts.
+    pub pause: (Duration, Duration),
+}
+
+/// Where artifacts are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContentStore {
+    /// Under the root directory.
+    Soci,
+    /// In containerd.
+    Containerd,
+}
+
+/// How an image's index is found, besides being named by the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Discovery {
+    /// Among the image's referrers.
+    pub v1: bool,
+    /// In the manifest's annotations.
+    pub v2: bool,
+}
+
+/// An address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// `host:port`.
+    Tcp(String),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// A registry mirror.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// Host with an optional scheme, port and path, as configured.
+    pub host: String,
+    /// Whether it is spoken to without TLS.
+    pub insecure: bool,
+    /// For a whole request, where it differs.
+    pub request: Option<Limit>,
+}
+
+/// A limit that may be lifted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// At most this.
+    Within(Duration),
+    /// No limit of its own.
+    None,
+}
+
+/// A value that is well-formed but cannot be meant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct CheckError(String);
+
+impl Config {
+    /// Checks `raw`.
+    ///
+    /// # Errors
+    /// [`CheckError`] naming the key, the value and what may stand there.
+    pub fn check(raw: &Raw) -> Result<Self, CheckError> {
+        let http = http(&raw.http);
+        let blob = &raw.blob;
+        let blob_http = Http {
+            request: seconds(blob.fetching_timeout_sec, 300),
+            retries: retries(blob.max_retries, http.retries),
+            pause: (
+                blob.min_wait_msec.map_or(http.pause.0, |value| millis(value, 30)),
+                blob.max_wait_msec.map_or(http.pause.1, |value| millis(value, 300_000)),
+            ),
+            ..http.clone()
+        };
+        choice("metadata_store", &raw.metadata_store, &["db", "db-multi"], "unknown metadata store type: ")?;
+        let policies = &["oldest", "newest"];
+        if !policies.contains(&raw.background_fetch.drop_policy.as_str()) {
+            return Err(CheckError(
+                "background_fetch.drop_policy must be \"oldest\" or \"newest\"".to_owned(),
+            ));
+        }
+        let content_store = match raw.content_store.kind.as_str() {
+            "soci" | "" => ContentStore::Soci,
+            "containerd" => ContentStore::Containerd,
+            other => {
+                let text = format!("content_store.type {other:?}: must be \"soci\" or \"containerd\"");
+                return Err(CheckError(text));
+            }
+        };
+        parallel(&raw.pull_modes.parallel_pull_unpack, content_store)?;
+        Ok(Self {
+            read_timeout: blob_http.request,
+            http,
+            span_retries: match blob.max_span_verification_retries {
+                ..0 => 3,
+                retries => u32::try_from(retries).unwrap_or(u32::MAX),
+            },
+            blob: blob_http,
+            mount_timeout: seconds(raw.mount_timeout_sec, 30),
+            ahead: match raw.max_concurrency {
+                ..0 => usize::MAX,
+                0 => 100,
+                count => usize::try_from(count).unwrap_or(usize::MAX),
+            },
+            verify_headers: !raw.disable_verification,
+            check_overlay: !raw.skip_check_snapshotter_supported,
+            background_fetch: !raw.background_fetch.disable,
+            prefetch: raw.prefetch.enable.then(|| match raw.prefetch.max_concurrency {
+                ..=0 => usize::MAX,
+                count => usize::try_from(count).unwrap_or(usize::MAX),
+            }),
+            content_store,
+            containerd: socket(&raw.content_store.containerd_address, "/run/containerd/containerd.sock"),
+            discovery: Discovery { v1: raw.pull_modes.soci_v1.enable, v2: raw.pull_modes.soci_v2.enable },
+            strict: raw.pull_modes.strict,
+            min_layer_size: u64::try_from(raw.snapshotter.min_layer_size).unwrap_or(0),
+            metrics: metrics(raw)?,
+            cri: raw
+                .cri_keychain
+                .enable_keychain
+                .then(|| socket(&raw.cri_keychain.image_service_path, "/run/containerd/containerd.sock")),
+            kubernetes: raw
+                .kubeconfig_keychain
+                .enable_keychain
+                .then(|| path(&raw.kubeconfig_keychain.kubeconfig_path)),
+            mirrors: mirrors(&raw.resolver)?,
+            hosts_dir: path(&raw.resolver.config_path),
+        })
+    }
+}
+
+fn http(raw: &raw::Http) -> Http {
+    Http {
+        dial: millis(raw.dial_timeout_msec, 3000),
+        headers: millis(raw.response_header_timeout_msec, 3000),
+        request: millis(raw.request_timeout_msec, 300_000),
+        retries: retries(Some(raw.max_retries), 8),
+        pause: (millis(raw.min_wait_msec, 30), millis(raw.max_wait_msec, 300_000)),
+    }
+}
+
+/// Zero is the default, as in the Go daemon; less than that is none.
+fn retries(value: Option<i64>, default: u32) -> u32 {
+    match value {
+        None | Some(0) => default,
+        Some(value) => u32::try_from(value).unwrap_or(0),
+    }
+}
+
+fn millis(value: i64, default: u64) -> Duration {
+    Duration::from_millis(u64::try_from(value).ok().filter(|&value| value > 0).unwrap_or(default))
+}
+
+fn seconds(value: i64, default: u64) -> Duration {
+    Duration::from_secs(u64::try_from(value).ok().filter(|&value| value > 0).unwrap_or(default))
+}
+
+fn path(text: &str) -> Option<PathBuf> {
+    (!text.is_empty()).then(|| PathBuf::from(text))
+}
+
+fn socket(text: &str, default: &str) -> PathBuf {
+    let text = text.strip_prefix("unix://").unwrap_or(text);
+    PathBuf::from(if text.is_empty() { default } else { text })
+}
+
+fn choice(key: &str, value: &str, allowed: &[&str], message: &str) -> Result<(), CheckError> {
+    if value.is_empty() || allowed.contains(&value) {
+        return Ok(());
+    }
+    Err(CheckError(format!("{message}{value:?}; {key} must be one of {allowed:?}")))
+}
+
+fn parallel(raw: &raw::Parallel, store: ContentStore) -> Result<(), CheckError> {
+    let error = |text: &str| Err(CheckError(text.to_owned()));
+    if !is_size(&raw.concurrent_download_chunk_size) {
+        return Err(CheckError(format!(
+            "invalid size format: pull_modes.parallel_pull_unpack.concurrent_download_chunk_size {:?} must be like \"8mb\"",
+            raw.concurrent_download_chunk_size
+        )));
+    }
+    if !raw.enable && !raw.experimental_parallel_pull_as_fallback {
+        return Ok(());
+    }
+    if store != ContentStore::Containerd && !raw.discard_unpacked_layers {
+        return error(
+            "parallel_pull_unpack mode requires containerd content store (content_store.type = \"containerd\") \
+             or discard_unpacked_layers = true",
+        );
+    }
+    if raw.max_concurrent_downloads > 0
+        && raw.max_concurrent_downloads < raw.max_concurrent_downloads_per_image
+    {
+        return error("global download limit less than per-image download limit");
+    }
+    if raw.max_concurrent_unpacks > 0 && raw.max_concurrent_unpacks < raw.max_concurrent_unpacks_per_image {
+        return error("global unpack limit less than per-image unpack limit");
+    }
+    Ok(())
+}
+
+fn is_size(text: &str) -> bool {
+    let text = text.trim().to_ascii_lowercase();
+    let number = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
+    let unit = &text[number.len()..];
+    text.is_empty()
+        || matches!(unit, "" | "b" | "kb" | "mb" | "gb")
+            && number.trim().parse::<f64>().is_ok_and(|number| number.is_finite() && number >= 0.0)
+}
+
+fn metrics(raw: &Raw) -> Result<Option<Listen>, CheckError> {
+    if raw.no_prometheus || raw.metrics_address.is_empty() {
+        return Ok(None);
+    }
+    match raw.metrics_network.as_str() {
+        "tcp" | "tcp4" | "tcp6" | "" => Ok(Some(Listen::Tcp(raw.metrics_address.clone()))),
+        "unix" => Ok(Some(Listen::Unix(PathBuf::from(&raw.metrics_address)))),
+        other => Err(CheckError(format!("metrics_network {other:?}: must be \"tcp\" or \"unix\""))),
+    }
+}
+
+fn mirrors(raw: &raw::Resolver) -> Result<BTreeMap<String, Vec<Mirror>>, CheckError> {
+    let mut hosts = BTreeMap::new();
+    for (host, configured) in &raw.host {
+        let mut mirrors = Vec::new();
+        for mirror in &configured.mirrors {
+            if mirror.host.trim().is_empty() {
+                return Err(CheckError(format!("resolver.host.{host:?}: a mirror without host")));
+            }
+            let request = match mirror.request_timeout_sec {
+                0 => None,
+                ..0 => Some(Limit::None),
+                value => Some(Limit::Within(seconds(value, 1))),
+            };
+            mirrors.push(Mirror { host: mirror.host.clone(), insecure: mirror.insecure, request });
+        }
+        hosts.insert(host.clone(), mirrors);
+    }
+    Ok(hosts)
+}

@@ -1,0 +1,162 @@
+//! The running daemon: everything wired, started and stopped in order.
+//!
+//! Start: lock the root directory, try overlay, open the snapshots, listen, say that we are ready, and only then bring
+//! mounts of an earlier process back, several at once while calls are served. Nothing here needs a registry or containerd.
+//!
+//! Stop: no new calls, those under way get [`DRAIN`], background work ends, and, on request, mounts are taken away.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use soci_snapshotter::service::{Restored, Unmount};
+use soci_snapshotter::verdict::Observer;
+use soci_snapshotter::{LayerProvider, PullModes, Settings, Snapshotter, Verdict};
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::config::Config;
+use crate::grpc::Service;
+use crate::lock::RootLock;
+use crate::overlay;
+use crate::proto::snapshots::snapshots_server::SnapshotsServer;
+use crate::serve::{self, Address};
+
+/// How long calls under way may take at shutdown.
+const DRAIN: Duration = Duration::from_secs(5);
+/// The largest message accepted, in bytes, as containerd has it.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// What a daemon is made of.
+#[derive(Debug)]
+pub struct Options {
+    /// Where to listen.
+    pub address: Address,
+    /// State directory.
+    pub root: PathBuf,
+    /// Configuration.
+    pub config: Config,
+}
+
+/// A daemon that serves.
+#[derive(Debug)]
+pub struct Daemon {
+    snapshotter: Snapshotter,
+    stop: Option<oneshot::Sender<()>>,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    restore: JoinHandle<Restored>,
+    _lock: RootLock,
+}
+
+impl Daemon {
+    /// Starts a daemon whose layers come from what `provider` makes, given the root directory.
+    ///
+    /// # Errors
+    /// With the step that failed and what to do about it.
+    pub async fn start<F>(options: Options, provider: F) -> anyhow::Result<Self>
+    where
+        F: FnOnce(&Options) -> anyhow::Result<Arc<dyn LayerProvider>>,
+    {
+        let root = options.root.join("snapshotter");
+        make_private(&options.root).with_context(|| format!("root directory {:?}", options.root))?;
+        let lock = RootLock::take(&options.root)?;
+        let userxattr = overlay::in_user_namespace();
+        if options.config.check_overlay {
+            make_private(&root).with_context(|| format!("directory {root:?}"))?;
+            overlay::check(&root, userxattr)?;
+            tracing::debug!("snapshotter is supported");
+        } else {
+            tracing::warn!("skipped snapshotter is supported check");
+        }
+        let provider = provider(&options)?;
+        let settings = Settings {
+            modes: PullModes { min_layer_size: options.config.min_layer_size, strict: options.config.strict },
+            userxattr,
+            observer: observer(),
+        };
+        let (snapshotter, findings) =
+            Snapshotter::open(&root, provider, settings).context("open snapshots")?;
+        for finding in &findings {
+            let error = soci_snapshotter::error::chain(finding);
+            tracing::warn!(error, "a damaged snapshot is left out; its image can be pulled again");
+        }
+        let listener = serve::listen(&options.address)?;
+        let listener = UnixListener::from_std(listener).context("listen")?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let service =
+            SnapshotsServer::new(Service(snapshotter.clone())).max_decoding_message_size(MAX_MESSAGE);
+        let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming_shutdown(
+            UnixListenerStream::new(listener),
+            async move {
+                let _ = stopped.await;
+            },
+        );
+        let server = tokio::spawn(server);
+        let restorer = snapshotter.clone();
+        let restore = tokio::spawn(async move {
+            let restored = restorer.restore().await;
+            if restored.total > 0 {
+                let Restored { total, degraded } = restored;
+                tracing::info!(total, degraded, "layers of an earlier process are mounted again");
+            }
+            // Directories of snapshots that were removed while nobody was there to delete them.
+            restorer.cleanup().await;
+            restored
+        });
+        Ok(Self { snapshotter, stop: Some(stop), server, restore, _lock: lock })
+    }
+
+    /// Waits until the mounts of an earlier process are back, or known to be degraded.
+    pub async fn restored(&mut self) -> Restored {
+        (&mut self.restore).await.unwrap_or_default()
+    }
+
+    /// Waits until the server ends by itself, which it does only when it fails.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        match (&mut self.server).await {
+            Ok(Ok(())) => anyhow::anyhow!("the server ended"),
+            Ok(Err(error)) => anyhow::Error::new(error).context("serve"),
+            Err(error) => anyhow::Error::new(error).context("serve"),
+        }
+    }
+
+    /// Stops serving and ends all work; unmounts every layer when `unmount` says so.
+    pub async fn stop(mut self, unmount: Unmount) {
+        drop(self.stop.take());
+        if tokio::time::timeout(DRAIN, &mut self.server).await.is_err() {
+            tracing::warn!("calls were under way for {} s after the stop and are cut", DRAIN.as_secs());
+            self.server.abort();
+        }
+        self.restore.abort();
+        self.snapshotter.shutdown(unmount).await;
+    }
+}
+
+fn make_private(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn observer() -> Observer {
+    Arc::new(|verdict: &Verdict| {
+        let reasons: Vec<&str> = verdict.reasons.iter().map(|reason| reason.code()).collect();
+        let elapsed_ms = u64::try_from(verdict.elapsed.as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(
+            image = verdict.image,
+            namespace = verdict.namespace,
+            digest = %verdict.manifest,
+            verdict = verdict.word(),
+            reasons = reasons.join(","),
+            cause = verdict.cause.as_deref().unwrap_or_default(),
+            advice = verdict.reasons.first().map(|reason| reason.advice()).unwrap_or_default(),
+            elapsed_ms,
+            "{verdict}"
+        );
+    })
+}

@@ -1,0 +1,19 @@
+//! The snapshotter daemon: configuration, wiring, live layers, gRPC, metrics, shutdown.
+//!
+//! Everything that knows more than one of the other crates is here. The library exists so that tests run the daemon within
+//! their own process; the program is [`run::main`].
+
+pub mod args;
+pub mod config;
+pub mod daemon;
+pub mod grpc;
+pub mod live;
+pub mod lock;
+pub mod logging;
+pub mod overlay;
+pub mod proto;
+pub mod run;
+pub mod serve;
+
+pub use config::Config;
+pub use daemon::{Daemon, Options};

@@ -1,0 +1,110 @@
+//! The program: arguments, log, configuration, signals.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use sd_notify::NotifyState;
+use soci_snapshotter::service::Unmount;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::args::{self, Args, Command, ConfigCommand};
+use crate::config::{self, Raw, dump};
+use crate::daemon::{Daemon, Options};
+use crate::{live, logging};
+
+/// Runs the program to its end. A failure is a line of level `fatal` and exit status 1.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let result = match &args.command {
+        Some(Command::Config(which)) => print_config(&args, *which),
+        None => serve(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            logging::fatal(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_config(args: &Args, which: ConfigCommand) -> anyhow::Result<()> {
+    let raw = match which {
+        ConfigCommand::Default => Raw::default(),
+        ConfigCommand::Dump => config::load(&args.config)?.0,
+    };
+    let text = dump::dump(&raw)?;
+    std::io::stdout().lock().write_all(text.as_bytes()).context("print the configuration")
+}
+
+fn serve(args: &Args) -> anyhow::Result<()> {
+    logging::install(args.log_level.parse().context("failed to prepare logger")?);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        revision = args::revision(),
+        "starting soci-snapshotter-grpc"
+    );
+    let address = args.address.parse()?;
+    let (_, config, findings) = config::load(&args.config)?;
+    for finding in &findings {
+        let config::Finding { line, key, what } = finding;
+        tracing::warn!(file = %args.config.display(), line, key, "config key {key} {what}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("soci")
+        .build()
+        .context("start threads")?;
+    let options = Options { address, root: args.root.clone(), config };
+    runtime.block_on(until_signal(options))
+}
+
+async fn until_signal(options: Options) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+    let provider = |_: &Options| Ok(Arc::new(live::Disabled) as Arc<_>);
+    let start = Daemon::start(options, provider);
+    let mut daemon = tokio::select! {
+        started = start => started?,
+        stopped = first(&mut interrupt, &mut terminate) => {
+            tracing::info!("Got {}", stopped.name);
+            return Ok(());
+        }
+    };
+    notify(&[NotifyState::Ready]);
+    tracing::info!("soci-snapshotter-grpc successfully started");
+    let stopped = tokio::select! {
+        stopped = first(&mut interrupt, &mut terminate) => stopped,
+        error = daemon.failed() => return Err(error),
+    };
+    notify(&[NotifyState::Stopping]);
+    tracing::info!("Got {}", stopped.name);
+    match stopped.unmount {
+        Unmount::Yes => daemon.stop(Unmount::Yes).await,
+        // At once: mounts stay, and what is on disk is whole at any moment.
+        Unmount::No => drop(daemon),
+    }
+    tracing::info!("Exiting");
+    Ok(())
+}
+
+struct Stopped {
+    name: &'static str,
+    unmount: Unmount,
+}
+
+async fn first(interrupt: &mut Signal, terminate: &mut Signal) -> Stopped {
+    tokio::select! {
+        _ = interrupt.recv() => Stopped { name: "interrupt", unmount: Unmount::Yes },
+        _ = terminate.recv() => Stopped { name: "terminated", unmount: Unmount::No },
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "cannot tell the service manager");
+    }
+}

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
+use hyper_util::client::proxy::matcher::Matcher;
 use parking_lot::Mutex;
 use soci_auth::Origin;
 use url::Url;
@@ -31,10 +32,10 @@ const IDLE: Duration = Duration::from_secs(50);
 const MAX_IDLE: usize = 32;
 
 /// Makes and keeps clients.
-#[derive(Debug)]
 pub(crate) struct Transport {
     http: HttpSettings,
-    proxies: Proxies,
+    /// Which addresses go through a proxy; none do when absent.
+    proxies: Option<Matcher>,
     user_agent: HeaderValue,
     roots: tls::Roots,
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
@@ -77,7 +78,7 @@ impl Transport {
     pub(crate) fn new(http: HttpSettings, proxies: Proxies, user_agent: &str) -> Result<Self, http::Error> {
         Ok(Self {
             http,
-            proxies,
+            proxies: (proxies == Proxies::Environment).then(Matcher::from_env),
             user_agent: HeaderValue::from_str(user_agent)?,
             roots: tls::Roots::default(),
             clients: Mutex::default(),
@@ -93,7 +94,7 @@ impl Transport {
     ) -> Result<reqwest::Response, Failure> {
         let origin = Origin::of_url(&wire.url)
             .ok_or_else(|| Failure::new(FailureKind::Address, "the address is neither http nor https"))?;
-        let client = self.client(route, &origin)?;
+        let client = self.client(route, &wire.url, &origin)?;
         let mut request = reqwest::Request::new(wire.method, wire.url);
         *request.headers_mut() = wire.headers;
         *request.body_mut() = wire.body.map(reqwest::Body::from);
@@ -104,12 +105,14 @@ impl Transport {
         }
     }
 
-    fn client(&self, route: &Route, origin: &Origin) -> Result<reqwest::Client, Failure> {
+    fn client(&self, route: &Route, url: &Url, origin: &Origin) -> Result<reqwest::Client, Failure> {
+        let direct = stays_here(origin) || !self.is_proxied(url);
         let key = ClientKey {
             identity: Arc::clone(&route.identity),
             dial_timeout: route.dial_timeout.unwrap_or(self.http.dial_timeout),
-            direct: self.proxies == Proxies::Never || stays_here(origin),
-            guard: route.guard.clone(),
+            direct,
+            // A proxy resolves the name itself, and what we connect to is the proxy, which may well be on this machine.
+            guard: route.guard.clone().filter(|_| direct),
         };
         if let Some(client) = self.clients.lock().get(&key) {
             return Ok(client.clone());
@@ -121,6 +124,12 @@ impl Transport {
             clients.clear();
         }
         Ok(clients.entry(key).or_insert(client).clone())
+    }
+
+    /// Whether the environment names a proxy for `url`.
+    fn is_proxied(&self, url: &Url) -> bool {
+        let Some(proxies) = &self.proxies else { return false };
+        url.as_str().parse().is_ok_and(|uri| proxies.intercept(&uri).is_some())
     }
 
     fn build(&self, key: &ClientKey) -> Result<reqwest::Client, Failure> {
@@ -149,6 +158,12 @@ impl Transport {
     }
 }
 
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport").field("http", &self.http).finish_non_exhaustive()
+    }
+}
+
 /// Whether requests to `origin` must not go through a proxy: loopback and link-local (metadata) addresses.
 fn stays_here(origin: &Origin) -> bool {
     origin.is_loopback()
@@ -166,6 +181,25 @@ fn stays_here(origin: &Origin) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_request_through_a_proxy_is_not_guarded_against_the_proxys_own_address() {
+        let mut transport = Transport::new(HttpSettings::default(), Proxies::Never, "test").unwrap();
+        let url: Url = "https://auth.example/token".parse().unwrap();
+        assert!(!transport.is_proxied(&url));
+        transport.proxies =
+            Some(Matcher::builder().all("http://localhost:3128").no("direct.example").build());
+        let origin = Origin::of_url(&url).unwrap();
+        let route = Route { identity: Arc::default(), dial_timeout: None, guard: Some(origin.clone()) };
+        transport.client(&route, &url, &origin).unwrap();
+        let direct: Url = "https://direct.example/token".parse().unwrap();
+        transport.client(&route, &direct, &Origin::of_url(&direct).unwrap()).unwrap();
+        let clients = transport.clients.lock();
+        let mut kinds: Vec<(bool, bool)> =
+            clients.keys().map(|key| (key.direct, key.guard.is_some())).collect();
+        kinds.sort_unstable();
+        assert_eq!(kinds, [(false, false), (true, true)]);
+    }
 
     #[test]
     fn loopback_and_metadata_never_use_a_proxy() {

@@ -1,7 +1,7 @@
 //! Which hosts were unreachable a moment ago, and which scheme a host speaks.
 //!
-//! A mirror that is down would cost every read the time to find that out. After a failure to connect a host goes to the
-//! end of the list for a while that doubles from one second to thirty; the first answer of any kind ends that.
+//! A mirror that is down, or that refuses our credentials, would cost every read the time to find that out. After such a
+//! failure a host goes to the end of the list for a while that doubles from one second to thirty; the first answer of any kind ends that.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

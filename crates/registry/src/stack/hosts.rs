@@ -180,8 +180,11 @@ async fn at(
         let reply = match answer {
             Ok(reply) => reply,
             Err(Refused::Auth { message, transient }) => {
-                session.inner.health.answered(origin);
                 session.inner.health.spoke(&host.origins, origin);
+                if host.is_mirror() {
+                    // A mirror that refuses us may have waited for better credentials: it is asked last for a while.
+                    session.inner.health.failed(origin);
+                }
                 let kind = if transient { FetchErrorKind::Unavailable } else { FetchErrorKind::Denied };
                 let trouble = Trouble::new(name, kind, message);
                 return Err((if transient { trouble.later(None) } else { trouble }, true));

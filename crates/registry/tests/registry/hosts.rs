@@ -57,6 +57,19 @@ async fn a_mirror_that_is_down_costs_one_attempt() {
 }
 
 #[tokio::test]
+async fn a_mirror_that_refuses_our_credentials_is_asked_last_for_a_while() {
+    let (registry, mirror, name) = pair(Options::default().auth(AuthMode::Basic, "m", "right")).await;
+    let client = mirrored(&registry, mirror.url(Listener::Registry));
+    client.keychain.set(&mirror.host(), vec![basic("m", "wrong")]);
+    let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
+    read(&blob, 0..10, &context()).await.unwrap();
+    let asked = mirror.log().len();
+    read(&blob, 10..20, &context()).await.unwrap();
+    assert_eq!(mirror.log().len(), asked);
+    assert_eq!(registry.log().len(), 2);
+}
+
+#[tokio::test]
 async fn whatever_a_mirror_refuses_the_next_host_is_asked() {
     for status in [400, 401, 403, 404, 429, 500, 503] {
         let (registry, mirror, name) = pair(Options::default()).await;

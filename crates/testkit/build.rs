@@ -1,10 +1,10 @@
-//! Generates the client of the container runtime interface, without protoc.
+//! Generates clients of the container runtime interface and of the snapshot service, without protoc.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo::rerun-if-changed=proto/cri.proto");
+    println!("cargo::rerun-if-changed=proto");
     #[cfg(feature = "containerd")]
     {
-        let files = protox::compile(["proto/cri.proto"], ["proto"])?;
+        let files = protox::compile(["proto/cri.proto", "proto/snapshots.proto"], ["proto"])?;
         tonic_prost_build::configure().build_server(false).compile_fds(files)?;
     }
     Ok(())

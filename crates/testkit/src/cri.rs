@@ -25,12 +25,30 @@ pub use api::{AuthConfig, Image};
 /// How long a pull may take: a whole image through a slow machine.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// A channel to a Unix socket, and the thread that drives it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) runtime: tokio::runtime::Runtime,
+    pub(crate) channel: Channel,
+}
+
+/// Connects to a socket when the first call is made.
+pub(crate) fn connect(socket: &Path) -> io::Result<Connection> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let socket: PathBuf = socket.to_owned();
+    let entered = runtime.enter();
+    let endpoint = Endpoint::from_static("http://localhost").timeout(LIMIT);
+    let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+    }));
+    drop(entered);
+    Ok(Connection { runtime, channel })
+}
+
 /// A connection to a socket that speaks `runtime.v1.ImageService`. Calls block; not for use on an async thread.
 #[derive(Debug)]
-pub struct ImageService {
-    runtime: tokio::runtime::Runtime,
-    channel: Channel,
-}
+pub struct ImageService(Connection);
 
 impl ImageService {
     /// Connects to a socket when the first call is made.
@@ -38,16 +56,7 @@ impl ImageService {
     /// # Errors
     /// Where no runtime can be made for the calls.
     pub fn connect(socket: &Path) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let socket: PathBuf = socket.to_owned();
-        let _entered = runtime.enter();
-        let endpoint = Endpoint::from_static("http://localhost").timeout(LIMIT);
-        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
-        }));
-        drop(_entered);
-        Ok(Self { runtime, channel })
+        Ok(Self(connect(socket)?))
     }
 
     /// Pulls an image, for a pod of `namespace`.
@@ -72,7 +81,7 @@ impl ImageService {
             sandbox_config: Some(api::PodSandboxConfig { metadata: Some(metadata) }),
         };
         let mut client = self.client();
-        Ok(self.runtime.block_on(client.pull_image(request))?.into_inner().image_ref)
+        Ok(self.0.runtime.block_on(client.pull_image(request))?.into_inner().image_ref)
     }
 
     /// Returns what the service knows of an image, if it has it.
@@ -82,7 +91,7 @@ impl ImageService {
     pub fn status(&self, image: &str) -> Result<Option<Image>, tonic::Status> {
         let request = api::ImageStatusRequest { image: Some(spec(image)) };
         let mut client = self.client();
-        Ok(self.runtime.block_on(client.image_status(request))?.into_inner().image)
+        Ok(self.0.runtime.block_on(client.image_status(request))?.into_inner().image)
     }
 
     /// Removes an image.
@@ -92,12 +101,12 @@ impl ImageService {
     pub fn remove(&self, image: &str) -> Result<(), tonic::Status> {
         let request = api::RemoveImageRequest { image: Some(spec(image)) };
         let mut client = self.client();
-        self.runtime.block_on(client.remove_image(request))?;
+        self.0.runtime.block_on(client.remove_image(request))?;
         Ok(())
     }
 
     fn client(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.channel.clone())
+        ImageServiceClient::new(self.0.channel.clone())
     }
 }
 

@@ -18,6 +18,8 @@ pub mod mounts;
 pub mod process;
 pub mod registry;
 #[cfg(feature = "containerd")]
+pub mod snapshots;
+#[cfg(feature = "containerd")]
 pub mod snapshotter;
 pub mod tls;
 pub mod token_server;

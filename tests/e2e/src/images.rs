@@ -103,6 +103,15 @@ pub fn odd(dialect: Dialect) -> Image {
     Image::new(vec![bottom(), middle(), top()], dialect, &["/probe", "echo", "hello"])
 }
 
+/// An image of one layer, different for each `seed`.
+pub fn single(seed: u64) -> Image {
+    let layer = LayerBuilder::new()
+        .file("probe", &Attr::mode(0o755), PROBE)
+        .file("content", &Attr::default(), &Numbers::new(seed).prose(4 << 20))
+        .gzip();
+    Image::new(vec![layer], Dialect::Oci, &["/probe", "echo", "hello"])
+}
+
 /// Directories of [`odd`] whose times no topmost entry states.
 pub fn odd_timeless() -> BTreeSet<Vec<u8>> {
     ["", "implied", "implied/deeper", "home", "home/user", "names", "links"]

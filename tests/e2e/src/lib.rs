@@ -13,6 +13,7 @@ pub mod images;
 pub mod interrupt;
 pub mod layout;
 pub mod publish;
+pub mod pull;
 pub mod rootfs;
 pub mod stage;
 

@@ -35,6 +35,14 @@ pub struct StageOptions {
     pub credentials: bool,
     /// Whether the daemon looks for v1 indexes by referrers.
     pub v1: bool,
+    /// Where the daemon keeps artifacts: `soci` or `containerd`.
+    pub content_store: String,
+    /// Mirrors of the registry, asked first.
+    pub mirrors: Vec<String>,
+    /// Certificates that the daemon trusts beside the registry's, as PEM.
+    pub more_trust: Vec<String>,
+    /// Hosts beside the registry that the Docker config has the same login for.
+    pub more_logins: Vec<String>,
     /// Tables of the daemon's configuration, appended.
     pub config: String,
     /// Keys of the daemon's configuration, before any table.
@@ -62,6 +70,10 @@ impl StageOptions {
             registry: registry.auth(auth, USER, PASSWORD),
             credentials: true,
             v1: true,
+            content_store: "soci".to_owned(),
+            mirrors: Vec::new(),
+            more_trust: Vec::new(),
+            more_logins: Vec::new(),
             config: "[background_fetch]\ndisable = true\n".to_owned(),
             config_head: String::new(),
             log_level: "debug".to_owned(),
@@ -123,14 +135,19 @@ impl Stage {
         let directory = StageDir::new()?;
         let registry = Arc::clone(&backstage.registry);
         let at = directory.path();
-        std::fs::write(at.join("ca.pem"), registry.ca_pem())?;
+        let trusted: Vec<&str> =
+            std::iter::once(registry.ca_pem()).chain(options.more_trust.iter().map(String::as_str)).collect();
+        std::fs::write(at.join("ca.pem"), trusted.join("\n"))?;
         let hosts = at.join("certs.d");
         trust(&hosts, &registry.host(), registry.ca_pem())?;
         let login = options.credentials.then_some((USER, PASSWORD));
-        write_docker_config(&at.join("docker"), &registry.host(), login)?;
-        write_docker_config(&at.join("docker-cli"), &registry.host(), Some((USER, PASSWORD)))?;
+        let host = registry.host();
+        let logins: Vec<&str> =
+            std::iter::once(host.as_str()).chain(options.more_logins.iter().map(String::as_str)).collect();
+        write_docker_config(&at.join("docker"), &logins, login)?;
+        write_docker_config(&at.join("docker-cli"), &logins, Some((USER, PASSWORD)))?;
         let containerd_directory = at.join("c");
-        let config = daemon_config(&options, &containerd_directory.join("c.sock"));
+        let config = daemon_config(&options, &host, &containerd_directory.join("c.sock"));
         let snapshotter = Snapshotter::start(
             &at.join("s"),
             snapshotter::Options {
@@ -176,12 +193,34 @@ impl Stage {
         ]
     }
 
+    /// Starts the daemon again on the same state, and waits until containerd has found it again.
+    ///
+    /// # Errors
+    /// Where it does not start, or containerd does not reconnect.
+    pub fn start_snapshotter_again(&mut self) -> Result<()> {
+        self.snapshotter.start_again()?;
+        let list = ["snapshots", "--snapshotter", "soci", "list"];
+        let reached = || self.containerd.run("default", &list).ok();
+        if soci_testkit::wait::until(Duration::from_secs(60), reached).is_none() {
+            bail!("containerd does not reach the daemon after its restart");
+        }
+        Ok(())
+    }
+
     /// Changes the credentials that the daemon finds in its Docker config, by rename as tools do it.
     ///
     /// # Errors
     /// Where the file cannot be written.
     pub fn set_login(&self, login: Option<(&str, &str)>) -> Result<()> {
-        write_docker_config(&self.path().join("docker"), &self.registry.host(), login)
+        write_docker_config(&self.path().join("docker"), &[&self.registry.host()], login)
+    }
+
+    /// Returns the end of the daemon's log, for a message.
+    pub fn log_tail(&self) -> String {
+        let log = self.snapshotter.log_text();
+        let lines: Vec<String> =
+            log.lines().rev().take(20).map(|line| line.chars().take(600).collect()).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
     /// Waits until the daemon's log has a line with `text`, and returns that line.
@@ -208,31 +247,39 @@ fn own_address() -> IpAddr {
     route.map_or(loopback, |address| if address.ip().is_unspecified() { loopback } else { address.ip() })
 }
 
-fn daemon_config(options: &StageOptions, containerd: &Path) -> String {
+fn daemon_config(options: &StageOptions, host: &str, containerd: &Path) -> String {
+    let mirrors: Vec<String> =
+        options.mirrors.iter().map(|mirror| format!("{{ host = {mirror:?} }}")).collect();
+    let resolver = if mirrors.is_empty() {
+        String::new()
+    } else {
+        format!("[resolver.host.{host:?}]\nmirrors = [{}]\n\n", mirrors.join(", "))
+    };
     format!(
-        "{head}\n[pull_modes.soci_v1]\nenable = {v1}\n\n[content_store]\ntype = \"soci\"\n\
-         containerd_address = {containerd:?}\n\n{rest}",
+        "{head}\n[pull_modes.soci_v1]\nenable = {v1}\n\n[content_store]\ntype = {store:?}\n\
+         containerd_address = {containerd:?}\n\n{resolver}{rest}",
         head = options.config_head,
         v1 = options.v1,
+        store = options.content_store,
         rest = options.config,
     )
 }
 
-/// Writes a Docker config with one login, or with none.
+/// Writes a Docker config with one login for some hosts, or with none.
 ///
 /// # Errors
 /// Where the file cannot be written.
-pub fn write_docker_config(directory: &Path, host: &str, login: Option<(&str, &str)>) -> Result<()> {
+pub fn write_docker_config(directory: &Path, hosts: &[&str], login: Option<(&str, &str)>) -> Result<()> {
     std::fs::create_dir_all(directory)?;
-    let auths = match login {
-        Some((user, password)) => {
-            let auth = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
-            json!({"auths": {host: {"auth": auth}}})
+    let mut auths = serde_json::Map::new();
+    if let Some((user, password)) = login {
+        let auth = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+        for host in hosts {
+            auths.insert((*host).to_owned(), json!({"auth": auth}));
         }
-        None => json!({"auths": {}}),
-    };
+    }
     let unfinished = directory.join("config.json.new");
-    std::fs::write(&unfinished, auths.to_string())?;
+    std::fs::write(&unfinished, json!({"auths": auths}).to_string())?;
     std::fs::rename(&unfinished, directory.join("config.json"))?;
     Ok(())
 }

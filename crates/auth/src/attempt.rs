@@ -11,9 +11,9 @@
 //!
 //! A 403 skips step 2: it is about the credential's rights or, with ECR, about its age. A refusal by the *token endpoint*
 //! enters at step 3. Trouble that is no refusal (5xx, 429, no answer) rejects nobody. A refused credential rests (see
-//! [`AuthBoard`]), so that thousands of requests do not lock an account.
+//! [`AuthBoard`](crate::AuthBoard)), so that thousands of requests do not lock an account.
 //!
-//! Bounds: [`MAX_REFUSALS`] refusals per candidate, the option's own bound on candidates, the deadline on every wait.
+//! Bounds: `MAX_REFUSALS` refusals per candidate, the option's own bound on candidates, the deadline on every wait.
 
 mod authenticator;
 mod prepare;

@@ -11,7 +11,6 @@ mod pulls;
 mod refusals;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -51,16 +50,17 @@ struct Generations {
 }
 
 impl AuthBoard {
-    /// Returns an empty board, to be shared by all keychains and the authenticator.
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self {
+    /// Returns an empty board.
+    #[expect(clippy::new_without_default, reason = "there is one board per process, and it is passed on")]
+    pub fn new() -> Self {
+        Self {
             generations: Mutex::default(),
             news: watch::Sender::new(0),
             refusals: Mutex::default(),
             ledger: Mutex::default(),
             pulls: pulls::Pulls::default(),
             complaints: Mutex::default(),
-        })
+        }
     }
 
     /// Says that credentials of the registry with this [identity](crate::CredentialScope::identity) may have changed.
@@ -179,12 +179,14 @@ impl AuthBoard {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::Credential;
 
     #[tokio::test(start_paused = true)]
     async fn r37_a_bump_wakes_those_who_wait_for_that_registry_only() {
-        let board = AuthBoard::new();
+        let board = Arc::new(AuthBoard::new());
         let since = board.generation("reg.example");
         let waiter = tokio::spawn({
             let board = Arc::clone(&board);

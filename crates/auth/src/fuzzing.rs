@@ -1,6 +1,6 @@
 //! Bodies of the fuzz targets, so that an ordinary test can replay their corpora.
 
-use crate::keychain::docker_file::{DockerFile, parse_auths, parse_legacy};
+use crate::keychain::docker_file::{DockerFile, Form, parse_auths};
 use crate::{Origin, challenge, policy, redact};
 
 /// Challenges: one header value per line. Nothing panics, caps hold, what is chosen passes the policy or is refused.
@@ -25,10 +25,10 @@ pub fn fuzz_docker_file(data: &[u8]) {
         let mut keys: Vec<_> = file.auths.iter().map(|(key, _)| key).collect();
         keys.sort_unstable();
         assert!(keys.windows(2).all(|pair| pair[0] != pair[1]));
-        let again = parse_auths(data).map(|entries| entries.len());
+        let again = parse_auths(data, Form::DockerConfigJson).map(|entries| entries.len());
         assert_eq!(again, Ok(file.auths.len()));
     }
-    let _ = parse_legacy(data);
+    let _ = parse_auths(data, Form::DockerCfg);
     let _ = DockerFile::parse_environment(data);
 }
 

@@ -110,7 +110,7 @@ impl Stack {
     ) -> Self {
         let options = options.iter().map(|option| Arc::clone(option) as Arc<dyn Keychain>).collect();
         let settings = Settings { patience, ..Settings::default() };
-        let auth = Authenticator::new(KeychainChain::new(options), AuthBoard::new(), settings);
+        let auth = Authenticator::new(KeychainChain::new(options), Arc::new(AuthBoard::new()), settings);
         let (image, time) = ("reg.example/team/app:1".to_owned(), Duration::from_secs(30));
         Self { auth, registry: Arc::clone(registry), tokens, image, time }
     }
@@ -612,7 +612,7 @@ async fn t120_a_wrong_explicit_credential_never_leads_to_docker_config() {
     let stack = Stack::new(&[], &registry, no_tokens());
     let chain = KeychainChain::new(vec![Arc::new(user), Arc::clone(&d) as _]);
     let settings = Settings { patience: Duration::ZERO, ..Settings::default() };
-    let auth = Authenticator::new(chain, AuthBoard::new(), settings);
+    let auth = Authenticator::new(chain, Arc::new(AuthBoard::new()), settings);
     let denied = Stack { auth, ..stack }.denied().await;
     assert_eq!((denied.option, *d.lookups.lock()), (Some("--user"), 0));
     assert_eq!(registry.log(), ["", "u:wrong"]);
@@ -659,7 +659,7 @@ fn over_a_file(registry: &Arc<Registry>, tokens: Arc<Script>) -> (tempfile::Temp
     use crate::keychain::docker_config::{self, DockerConfigKeychain, Environment};
     let directory = tempfile::TempDir::new().unwrap();
     let docker_config = Some(directory.path().to_owned());
-    let board = AuthBoard::new();
+    let board = Arc::new(AuthBoard::new());
     let environment = Environment { docker_config, ..Environment::default() };
     let keychain =
         DockerConfigKeychain::new(environment, Arc::clone(&board), docker_config::Settings::default());
@@ -698,4 +698,77 @@ async fn t108_t48_a_rotated_password_behind_a_token_endpoint_takes_effect_within
     log_in(&directory, "b", "2");
     stack.request().await.unwrap();
     assert_eq!(registry.log().last().unwrap(), "Bearer T-b");
+}
+
+#[tokio::test]
+async fn t10_an_option_that_fails_does_not_stop_a_public_image() {
+    let d = ScriptedKeychain::failing("docker-config", "docker-credential-x: exit status: 2");
+    let registry = Registry::new(BEARER, &["Bearer T-anonymous"]);
+    Stack::new(&[&d], &registry, token_server(&[], true)).request().await.unwrap();
+}
+
+#[tokio::test]
+async fn tokens_of_one_image_are_not_used_for_another_repository_or_access() {
+    let d = option("docker-config", &[("u", "p")]);
+    let tokens = Script::by(|sent| {
+        let scope = sent
+            .line
+            .split("scope=")
+            .nth(1)
+            .unwrap()
+            .replace("%3A", "/")
+            .replace("%2C", "/")
+            .replace("%2F", "/");
+        (200, format!(r#"{{"token":"{scope}"}}"#))
+    });
+    let registry =
+        Registry::new(BEARER, &["Bearer repository/team/app/pull", "Bearer repository/team/other/pull"]);
+    let mut stack = Stack::new(&[&d], &registry, tokens);
+    stack.request().await.unwrap();
+    stack.image = "reg.example/team/other:1".into();
+    stack.request().await.unwrap();
+    assert_eq!(
+        registry.log(),
+        ["", "Bearer repository/team/app/pull", "", "Bearer repository/team/other/pull"]
+    );
+}
+
+proptest::proptest! {
+    #[test]
+    fn r5_r6_only_credentials_of_the_first_option_that_has_any_are_presented(
+        sizes in proptest::array::uniform3(0usize..4),
+        failing in proptest::array::uniform3(proptest::bool::weighted(0.2)),
+        accepted in 0usize..4,
+        owner in 0usize..3,
+        forbids in proptest::bool::ANY,
+    ) {
+        let names = ["docker-config", "cri", "kubernetes-secrets"];
+        let options: Vec<_> = (0..3).map(|at| {
+            if failing[at] {
+                return ScriptedKeychain::failing(names[at], "broken");
+            }
+            ScriptedKeychain::new(names[at], (0..sizes[at]).map(|n| basic(&format!("{at}-{n}"), "x")).collect())
+        }).collect();
+        let accepts = format!("{owner}-{accepted}:x");
+        let registry = match forbids {
+            true => Registry::forbidding(&[&accepts], "no"),
+            false => Registry::new(BASIC, &[&accepts]),
+        };
+        let stack = Stack::new(&options.iter().collect::<Vec<_>>(), &registry, no_tokens());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let result = runtime.block_on(stack.request());
+        let first = (0..3).find(|at| !failing[*at] && sizes[*at] > 0);
+        let presented: Vec<_> = registry.log().into_iter().filter(|header| !header.is_empty()).collect();
+        let expected: Vec<_> = match first {
+            None => Vec::new(),
+            Some(at) if at == owner && accepted < sizes[at] => (0..=accepted).map(|n| format!("{at}-{n}:x")).collect(),
+            Some(at) => (0..sizes[at]).map(|n| format!("{at}-{n}:x")).collect(),
+        };
+        proptest::prop_assert_eq!(presented, expected);
+        let served = first == Some(owner) && accepted < sizes[owner];
+        proptest::prop_assert_eq!(result.is_ok(), served);
+        if let Err(AuthError::Denied(denied)) = result {
+            proptest::prop_assert_eq!(denied.option, first.map(|at| names[at]));
+        }
+    }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use crate::keychain::docker_file::{AuthEntry, DockerFile};
+use crate::keychain::docker_file::DockerFile;
 use crate::keychain::helper::{HelperAnswer, HelperCredential, HelperEnvironment, Helpers};
 use crate::keychain::key_match::Wanted;
 use crate::{
@@ -166,7 +166,7 @@ impl DockerConfigKeychain {
     fn look(&self, wanted: &Wanted, file: Option<&DockerFile>) -> Result<Look, KeychainError> {
         let from_environment = self.environment.iter().flat_map(|file| wanted.sort(&file.auths));
         for (rank, value) in from_environment.filter(|(rank, _)| rank.is_plain()) {
-            if let AuthEntry::Credential(credential) = value {
+            if let Ok(Some(credential)) = value {
                 let entry = format!("DOCKER_AUTH_CONFIG key {rank}");
                 return Ok(Look::Told(Lookup::one(Candidate::new(entry.clone(), credential.clone()), entry)));
             }
@@ -183,14 +183,12 @@ impl DockerConfigKeychain {
         let shown = self.path().map_or_else(|| "config.json".to_owned(), |path| path.display().to_string());
         for (rank, value) in wanted.sort(&file.auths) {
             match value {
-                AuthEntry::Credential(credential) => {
+                Ok(Some(credential)) => {
                     let candidate = Candidate::new(format!("auths key {rank}"), credential.clone());
                     return Ok(Look::Told(Lookup::one(candidate, format!("{shown}: auths key {rank}"))));
                 }
-                AuthEntry::Empty => {}
-                AuthEntry::Bad(error) => {
-                    return Err(KeychainError(format!("{shown}: auths key {rank}: {error}")));
-                }
+                Ok(None) => {}
+                Err(error) => return Err(KeychainError(format!("{shown}: auths key {rank}: {error}"))),
             }
         }
         Ok(Look::Told(Lookup::empty(match file.auths.is_empty() {

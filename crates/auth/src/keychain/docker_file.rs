@@ -28,22 +28,23 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DockerFile {
     /// `auths`: each key once.
-    pub(crate) auths: Vec<(String, AuthEntry)>,
+    pub(crate) auths: Vec<AuthsEntry>,
     /// `credHelpers`: registry key and helper suffix; an empty suffix means "the file, not the store".
     pub(crate) helpers: Vec<(String, String)>,
     /// `credsStore`, when not empty.
     pub(crate) store: Option<String>,
 }
 
-/// What stands under one key of `auths`.
-#[derive(Debug, Clone)]
-pub enum AuthEntry {
-    /// A credential.
-    Credential(Credential),
-    /// A mere marker, as a helper leaves it behind.
-    Empty,
-    /// Something of no use, for this reason.
-    Bad(EntryError),
+/// An entry of `auths`: the key, and the credential, or nothing for a mere marker, or why it is of no use.
+pub type AuthsEntry = (String, Result<Option<Credential>, EntryError>);
+
+/// Which document holds the entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `{"auths": {…}}`: `config.json`, and secrets of type `kubernetes.io/dockerconfigjson`.
+    DockerConfigJson,
+    /// The bare map: secrets of the old type `kubernetes.io/dockercfg`.
+    DockerCfg,
 }
 
 /// Why one entry is of no use. Never quotes the entry.
@@ -93,21 +94,16 @@ pub enum FileError {
     UnknownField,
 }
 
-/// Reads the entries of `{"auths": {…}}` and nothing else: for documents that must not name a helper, as secrets of type
-/// `kubernetes.io/dockerconfigjson`. Each key is there once.
+/// Reads the entries of `auths` and nothing else: for documents that must not name a helper.
 ///
 /// # Errors
-/// [`FileError`] when the document is of no use as a whole. A single bad entry is one of the result.
-pub fn parse_auths(bytes: &[u8]) -> Result<Vec<(String, AuthEntry)>, FileError> {
-    auths(read(bytes)?.get("auths"), "auths")
-}
-
-/// Reads the bare map of entries that secrets of the old type `kubernetes.io/dockercfg` hold.
-///
-/// # Errors
-/// As [`parse_auths`].
-pub fn parse_legacy(bytes: &[u8]) -> Result<Vec<(String, AuthEntry)>, FileError> {
-    auths(Some(&read(bytes)?), "the document")
+/// [`FileError`] when the document is of no use as a whole. A single bad entry is an error inside the result.
+pub fn parse_auths(bytes: &[u8], form: Form) -> Result<Vec<AuthsEntry>, FileError> {
+    let root = read(bytes)?;
+    match form {
+        Form::DockerConfigJson => auths(root.get("auths"), "auths"),
+        Form::DockerCfg => auths(Some(&root), "the document"),
+    }
 }
 
 impl DockerFile {
@@ -172,7 +168,7 @@ fn wrong(field: &'static str, node: &Node, wanted: &'static str) -> FileError {
     FileError::Field { field, kind: node.kind(), wanted }
 }
 
-fn auths(node: Option<&Node>, field: &'static str) -> Result<Vec<(String, AuthEntry)>, FileError> {
+fn auths(node: Option<&Node>, field: &'static str) -> Result<Vec<AuthsEntry>, FileError> {
     let members = match node {
         None => return Ok(Vec::new()),
         Some(Node::Map(members)) => members,
@@ -184,12 +180,7 @@ fn auths(node: Option<&Node>, field: &'static str) -> Result<Vec<(String, AuthEn
         last.insert(key, at);
     }
     let kept = members.iter().enumerate().filter(|(at, (key, _))| last.get(key) == Some(at));
-    let read = |node| match entry(node) {
-        Ok(Some(credential)) => AuthEntry::Credential(credential),
-        Ok(None) => AuthEntry::Empty,
-        Err(error) => AuthEntry::Bad(error),
-    };
-    Ok(kept.map(|(_, (key, value))| (key.clone(), read(value))).collect())
+    Ok(kept.map(|(_, (key, value))| (key.clone(), entry(value))).collect())
 }
 
 /// Reads one entry. A ready token outranks a refresh token, which outranks a pair; `auth` outranks `username`.
@@ -251,11 +242,7 @@ mod tests {
     fn only(json: &str) -> Result<Option<Credential>, EntryError> {
         let mut file = DockerFile::parse(json.as_bytes()).unwrap();
         assert_eq!(file.auths.len(), 1, "{json}");
-        match file.auths.remove(0).1 {
-            AuthEntry::Credential(credential) => Ok(Some(credential)),
-            AuthEntry::Empty => Ok(None),
-            AuthEntry::Bad(error) => Err(error),
-        }
+        file.auths.remove(0).1
     }
 
     fn pair(json: &str) -> (String, String) {
@@ -316,19 +303,19 @@ mod tests {
     fn t39_a_bad_entry_costs_itself() {
         let json = r#"{"auths":{"a":{"auth":"dXNlcg=="},"b":{"auth":"%%"},"c":7,"d":{"auth":5},"H":{"auth":"dTI6cDI="}}}"#;
         let file = DockerFile::parse(json.as_bytes()).unwrap();
-        let bad = |(key, entry): &(String, AuthEntry)| match entry {
-            AuthEntry::Bad(error) => Some((key.clone(), *error)),
-            _ => None,
-        };
-        let errors: Vec<_> = file.auths.iter().filter_map(bad).collect();
+        let errors: Vec<_> = file
+            .auths
+            .iter()
+            .filter_map(|(key, value)| Some((key.as_str(), *value.as_ref().err()?)))
+            .collect();
         let expected = [
             ("a", EntryError::NoColon),
             ("b", EntryError::NotBase64),
             ("c", EntryError::NotAnObject),
             ("d", EntryError::NotText("auth")),
         ];
-        assert_eq!(errors, expected.map(|(key, error)| (key.to_owned(), error)));
-        assert!(matches!(&file.auths[4].1, AuthEntry::Credential(_)));
+        assert_eq!(errors, expected);
+        assert!(matches!(&file.auths[4].1, Ok(Some(_))));
     }
 
     #[test]
@@ -386,9 +373,9 @@ mod tests {
     #[test]
     fn r52_only_auths_are_read_from_a_secret() {
         let json = br#"{"credsStore":"evil","credHelpers":5,"auths":{"H":{"auth":"dTI6cDI="}}}"#;
-        assert_eq!(parse_auths(json).unwrap().len(), 1);
-        assert_eq!(parse_legacy(br#"{"H":{"auth":"dTI6cDI="}}"#).unwrap().len(), 1);
-        assert!(parse_legacy(b"7").is_err());
+        assert_eq!(parse_auths(json, Form::DockerConfigJson).unwrap().len(), 1);
+        assert_eq!(parse_auths(br#"{"H":{"auth":"dTI6cDI="}}"#, Form::DockerCfg).unwrap().len(), 1);
+        assert!(parse_auths(b"7", Form::DockerCfg).is_err());
     }
 
     #[test]

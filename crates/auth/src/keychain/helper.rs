@@ -2,9 +2,9 @@
 //!
 //! A helper is somebody else's program that runs as root beside a file system that waits for it, so: no shell, found only
 //! in directories that nobody else can write to, a deadline, capped output, killed with all its children, at most
-//! [`AT_ONCE`] at a time, one per (program, server) whoever asks. What it prints never gets into a message.
+//! `AT_ONCE` at a time, one per (program, server) whoever asks. What it prints never gets into a message.
 //!
-//! An answer is remembered for [`MEMO`], since reads come in bursts. A refused answer is asked for anew at once, then with
+//! An answer is remembered for `MEMO`, since reads come in bursts. A refused answer is asked for anew at once, then with
 //! growing pauses while the helper keeps giving the same one.
 //!
 //! Source: docker/docker-credential-helpers, `client` and `credentials` packages.
@@ -44,6 +44,9 @@ const MAX_STDOUT: usize = 256 * 1024;
 const MAX_STDERR: usize = 8 * 1024;
 /// Where helpers are searched when `PATH` is not set.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What the service manager tells the daemon is not for its children.
+const SERVICE_MANAGER: [&str; 6] =
+    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"];
 const NOT_FOUND: &str = "credentials not found in native keychain";
 
 /// What a helper said.
@@ -125,7 +128,7 @@ struct Key {
 struct Memo {
     answer: Answer,
     at: Instant,
-    /// How often the helper was run in a row with this same answer.
+    /// How often the helper gave this same answer again after it was refused.
     repeats: u32,
 }
 
@@ -170,14 +173,17 @@ impl Helpers {
             });
         }
         let key = Key { suffix: suffix.to_owned(), server: server.to_owned(), generation };
-        if let Some(answer) = self.remembered(&key, rejected) {
-            return answer;
-        }
+        let asked = Instant::now();
+        let refused = match self.remembered(&key, rejected) {
+            Remembered::Answer(answer) => return answer,
+            Remembered::Refused => true,
+            Remembered::Nothing => false,
+        };
         let run = self.flights.join(key.clone(), || {
             let (environment, permits) = (Arc::clone(&self.environment), Arc::clone(&self.permits));
             let (memos, meters, server) =
                 (Arc::clone(&self.memos), Arc::clone(&self.meters), server.to_owned());
-            let (program, asked) = (program.clone(), Instant::now());
+            let program = program.clone();
             async move {
                 // Another run may have ended between the caller's look and this start.
                 if let Some(memo) = memos.lock().get(&key).filter(|memo| memo.at >= asked) {
@@ -191,28 +197,42 @@ impl Helpers {
                     .await
                     .map_err(|trouble| HelperError { program: program.clone(), trouble });
                 meters.helper_ran(started.elapsed(), answer.is_ok());
-                remember(&mut memos.lock(), key, &answer);
+                remember(&mut memos.lock(), key, &answer, refused);
                 answer
             }
         });
         run.wait().await.unwrap_or(Err(HelperError { program, trouble: Trouble::Abandoned }))
     }
 
-    fn remembered(&self, key: &Key, rejected: &Rejected) -> Option<Answer> {
+    fn remembered(&self, key: &Key, rejected: &Rejected) -> Remembered {
         let memos = self.memos.lock();
-        let memo = memos.get(key)?;
-        let age = memo.at.elapsed();
-        let valid = match &memo.answer {
-            Err(_) => age < FAILURE_MEMO,
-            Ok(HelperAnswer::Found(found)) if rejected.holds(found.fingerprint()) => {
-                age < pause(memo.repeats)
-            }
-            // Somebody's credential was refused and this helper had none: it may have one now.
-            Ok(HelperAnswer::NotFound) if !rejected.is_empty() => age < pause(memo.repeats),
-            Ok(_) => age < MEMO,
+        let Some(memo) = memos.get(key) else { return Remembered::Nothing };
+        let refused = match &memo.answer {
+            Ok(HelperAnswer::Found(found)) => rejected.holds(found.fingerprint()),
+            // Somebody's credential was refused and this helper had none: it may have one by this time.
+            Ok(HelperAnswer::NotFound) => !rejected.is_empty(),
+            Err(_) => false,
         };
-        valid.then(|| memo.answer.clone())
+        let kept = match memo.answer {
+            Err(_) => FAILURE_MEMO,
+            Ok(_) if refused => pause(memo.repeats),
+            Ok(_) => MEMO,
+        };
+        match memo.at.elapsed() < kept {
+            true => Remembered::Answer(memo.answer.clone()),
+            false if refused => Remembered::Refused,
+            false => Remembered::Nothing,
+        }
     }
+}
+
+/// What is remembered of a helper.
+enum Remembered {
+    /// An answer that still holds.
+    Answer(Answer),
+    /// An answer that was refused and is to be asked for anew.
+    Refused,
+    Nothing,
 }
 
 /// Returns how long an answer that was given `repeats` times again is kept although it was refused.
@@ -223,12 +243,12 @@ fn pause(repeats: u32) -> Duration {
     }
 }
 
-fn remember(memos: &mut HashMap<Key, Memo>, key: Key, answer: &Answer) {
+fn remember(memos: &mut HashMap<Key, Memo>, key: Key, answer: &Answer, refused: bool) {
     if memos.len() >= MAX_MEMOS && !memos.contains_key(&key) {
         let oldest = memos.iter().min_by_key(|(_, memo)| memo.at).map(|(key, _)| key.clone());
         oldest.map(|key| memos.remove(&key));
     }
-    let same = memos.get(&key).filter(|memo| memo.answer == *answer);
+    let same = memos.get(&key).filter(|memo| refused && memo.answer == *answer);
     let repeats = same.map_or(0, |memo| memo.repeats.saturating_add(1));
     memos.insert(key, Memo { answer: answer.clone(), at: Instant::now(), repeats });
 }
@@ -262,6 +282,9 @@ async fn run(environment: &HelperEnvironment, program: &str, server: &str) -> Re
     let file = file.ok_or(Trouble::NotInstalled)?;
     let mut command = Command::new(&file);
     command.arg("get").env("PATH", &path).process_group(0).kill_on_drop(true);
+    for ours in SERVICE_MANAGER {
+        command.env_remove(ours);
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if let Some(home) = &environment.home {
         command.env("HOME", home);

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use crate::keychain::docker_file::{AuthEntry, DockerFile, MAX_FILE};
+use crate::keychain::docker_file::{DockerFile, MAX_FILE};
 
 /// How long the last good reading serves while the file cannot be read: a writer that does not replace it by rename
 /// leaves it half written for a moment.
@@ -137,7 +137,7 @@ fn read(path: &Path, warned: &mut bool, notices: &mut Vec<String>) -> Result<(Se
     file.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes).map_err(|error| error.kind().to_string())?;
     let parsed = DockerFile::parse(&bytes).map_err(|error| error.to_string())?;
     for (key, value) in &parsed.auths {
-        if let AuthEntry::Bad(error) = value {
+        if let Err(error) = value {
             notices.push(format!("{}: auths key {key:?} is not used: {error}", path.display()));
         }
     }

@@ -70,7 +70,7 @@ impl Home {
 
 fn keychain(environment: Environment) -> DockerConfigKeychain {
     let settings = Settings { helper_deadline: Duration::from_secs(60), ..Settings::default() };
-    DockerConfigKeychain::new(environment, AuthBoard::new(), settings)
+    DockerConfigKeychain::new(environment, Arc::new(AuthBoard::new()), settings)
 }
 
 fn scope(image: &str) -> CredentialScope {
@@ -178,8 +178,12 @@ async fn t46_without_home_the_password_database_is_asked() {
     .unwrap();
     for variable in [None, Some(PathBuf::new())] {
         let environment = Environment { home: variable, ..Environment::default() };
-        let keychain =
-            DockerConfigKeychain::with_passwd(environment, AuthBoard::new(), Settings::default(), &passwd);
+        let keychain = DockerConfigKeychain::with_passwd(
+            environment,
+            Arc::new(AuthBoard::new()),
+            Settings::default(),
+            &passwd,
+        );
         expect(&keychain, Some(("user", "pass"))).await;
     }
     let nowhere = Path::new("/nonexistent/passwd");

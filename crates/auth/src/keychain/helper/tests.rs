@@ -272,3 +272,28 @@ async fn no_more_than_four_helpers_run_at_once() {
     let most = bench.read("seen").lines().map(|line| line.trim().parse::<usize>().unwrap()).max();
     assert!(most.is_some_and(|most| most <= AT_ONCE), "{most:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn only_refused_answers_are_kept_from_being_asked_for_anew() {
+    let helpers = Bench::new().helpers(PATIENT);
+    let key = Key { suffix: "x".into(), server: "reg.example".into(), generation: 0 };
+    let answer = found(Credential::basic("u", "p"));
+    let mut rejected = Rejected::default();
+    // Many runs with the same good answer, as every minute brings one.
+    for _ in 0..10 {
+        remember(&mut helpers.memos.lock(), key.clone(), &answer, false);
+    }
+    assert!(matches!(helpers.remembered(&key, &rejected), Remembered::Answer(_)));
+    rejected.add(Credential::basic("u", "p").fingerprint());
+    assert!(matches!(helpers.remembered(&key, &rejected), Remembered::Refused));
+    for seconds in [2, 4, 8] {
+        remember(&mut helpers.memos.lock(), key.clone(), &answer, true);
+        tokio::time::advance(Duration::from_millis(seconds * 1000 - 1)).await;
+        assert!(matches!(helpers.remembered(&key, &rejected), Remembered::Answer(_)), "{seconds}");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(matches!(helpers.remembered(&key, &rejected), Remembered::Refused), "{seconds}");
+    }
+    remember(&mut helpers.memos.lock(), key.clone(), &answer, false);
+    tokio::time::advance(MEMO).await;
+    assert!(matches!(helpers.remembered(&key, &Rejected::default()), Remembered::Nothing));
+}

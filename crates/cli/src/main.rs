@@ -1,3 +1,83 @@
 //! The soci command line.
+//!
+//! Flags, words, columns and exit codes are those of the Go tool, so that scripts and nerdctl go on working. There is no
+//! database: what a listing says is read from the content store at that moment. Only this file and `output` print.
 
-fn main() {}
+mod app;
+mod args;
+mod cli;
+mod commands;
+mod credentials;
+mod duration;
+mod listing;
+mod output;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::bail;
+
+use crate::app::App;
+use crate::cli::{Cli, Command};
+use crate::output::Output;
+
+fn main() -> ExitCode {
+    let output = Arc::new(Output::new());
+    let cli = match args::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(args::Stop::Text(text)) => {
+            output.text(&text);
+            return ExitCode::SUCCESS;
+        }
+        Err(args::Stop::Error(message)) => return output.fail(&message),
+    };
+    output::log(cli.global.debug || matches!(&cli.command, Some(Command::Push(push)) if push.dumps()));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return output.fail(&format!("starting: {error}")),
+    };
+    match runtime.block_on(run(cli, Arc::clone(&output))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output.fail(&format!("{error:#}")),
+    }
+}
+
+/// Runs the command until it is done, interrupted, or out of time; gives back the lease in each case.
+async fn run(cli: Cli, output: Arc<Output>) -> anyhow::Result<()> {
+    let Cli { global, command, .. } = cli;
+    let timeout = global.timeout;
+    let app = App::new(global, output);
+    let limit = async {
+        match timeout.filter(|timeout| !timeout.is_zero()) {
+            Some(timeout) => tokio::time::sleep(timeout).await,
+            None => std::future::pending().await,
+        }
+    };
+    let result = tokio::select! {
+        result = dispatch(&app, command) => result,
+        () = limit => Err(anyhow::anyhow!("not done within the limit of {:?} (--timeout)", timeout.unwrap_or_default())),
+        signal = tokio::signal::ctrl_c() => match signal {
+            Ok(()) => Err(anyhow::anyhow!("interrupted")),
+            Err(error) => Err(anyhow::Error::new(error).context("waiting for signals")),
+        },
+    };
+    app.end().await;
+    result
+}
+
+async fn dispatch(app: &App, command: Option<Command>) -> anyhow::Result<()> {
+    match command {
+        Some(Command::Create(args)) => commands::create::run(app, args).await,
+        Some(Command::Convert(args)) => commands::convert::run(app, args).await,
+        Some(Command::Push(args)) => commands::push::run(app, args).await,
+        Some(Command::RebuildDb) => commands::rebuild_db::run(app).await,
+        Some(Command::Index(command)) => commands::index::run(app, command).await,
+        Some(Command::Ztoc(command)) => commands::ztoc::run(app, command).await,
+        Some(Command::Prefetch(command)) => commands::prefetch::run(app, command).await,
+        Some(Command::Version) => {
+            app.output.text(&format!("soci {}\n", cli::version()));
+            Ok(())
+        }
+        None => bail!("no command; see soci --help"),
+    }
+}

@@ -1,0 +1,119 @@
+//! Credentials for a push: `--user` if it is given, and then nothing else; otherwise the Docker config.
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read as _, Write as _};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use soci_auth::keychain::docker_config::{self, DockerConfigKeychain, Environment};
+use soci_auth::keychain::explicit::{ExplicitKeychain, UserArgument, parse_user};
+use soci_auth::{AuthBoard, Authenticator, Credential, Keychain, KeychainChain, Secret, Settings};
+use soci_oci::RegistryName;
+use zeroize::Zeroizing;
+
+use crate::cli::Push;
+
+/// The longest password that is read, in bytes. Tokens of clouds have a few KiB.
+const MAX_PASSWORD: u64 = 64 << 10;
+
+/// Returns what authenticates a push to `registry`. Asks for the password where that is possible and needed.
+///
+/// # Errors
+/// When `--user` is of no use; nothing has been sent anywhere by then.
+pub(crate) fn authenticator(push: &Push, registry: &RegistryName) -> anyhow::Result<Arc<Authenticator>> {
+    let board = AuthBoard::new();
+    let keychain: Arc<dyn Keychain> = match &push.user {
+        Some(user) => Arc::new(ExplicitKeychain::new(explicit(user.as_bytes(), push)?, registry)),
+        None => {
+            let environment = environment();
+            let settings = docker_config::Settings::default();
+            Arc::new(DockerConfigKeychain::new(environment, Arc::clone(&board), settings))
+        }
+    };
+    // A command says at once that it was refused: nobody will bring another credential while it waits.
+    let settings = Settings { patience: Duration::ZERO, ..Settings::default() };
+    Ok(Authenticator::new(KeychainChain::new(vec![keychain]), board, settings))
+}
+
+fn environment() -> Environment {
+    let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let docker_auth_config = std::env::var_os("DOCKER_AUTH_CONFIG").filter(|value| !value.is_empty());
+    Environment {
+        home: path("HOME"),
+        docker_config: path("DOCKER_CONFIG"),
+        path: std::env::var_os("PATH"),
+        docker_auth_config: docker_auth_config.map(|value| Secret::new(value.as_bytes())),
+    }
+}
+
+fn explicit(user: &[u8], push: &Push) -> anyhow::Result<Credential> {
+    let argument = parse_user(user)?;
+    if push.password_stdin {
+        let mut password = Zeroizing::new(Vec::new());
+        io::stdin().lock().take(MAX_PASSWORD + 1).read_to_end(&mut password).context("--password-stdin")?;
+        if password.len() as u64 > MAX_PASSWORD {
+            bail!("--password-stdin: more than {MAX_PASSWORD} bytes");
+        }
+        return Ok(argument.with_password(Secret::new(line(&password))));
+    }
+    match argument {
+        UserArgument::NameOnly(_) if io::stdin().is_terminal() => {
+            let password = ask().context("asking for the password")?;
+            Ok(argument.with_password(Secret::new(line(&password))))
+        }
+        other => Ok(other.complete()?),
+    }
+}
+
+/// Returns a password without the end of its line.
+fn line(password: &[u8]) -> &[u8] {
+    let password = password.strip_suffix(b"\n").unwrap_or(password);
+    password.strip_suffix(b"\r").unwrap_or(password)
+}
+
+/// Restores what the terminal was like.
+struct Quiet<'a> {
+    terminal: &'a File,
+    before: Termios,
+}
+
+impl Drop for Quiet<'_> {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no restoring.
+        let _ = tcsetattr(self.terminal.as_fd(), OptionalActions::Now, &self.before);
+    }
+}
+
+/// Asks for a password at the terminal, which does not show it.
+fn ask() -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut terminal = File::options().read(true).write(true).open("/dev/tty")?;
+    terminal.write_all(b"Password: ")?;
+    let mut password = Zeroizing::new(Vec::new());
+    {
+        let before = tcgetattr(terminal.as_fd())?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        let quiet = Quiet { terminal: &terminal, before };
+        tcsetattr(terminal.as_fd(), OptionalActions::Flush, &silent)?;
+        BufReader::new(quiet.terminal).take(MAX_PASSWORD).read_until(b'\n', &mut password)?;
+    }
+    terminal.write_all(b"\n")?;
+    Ok(password)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn only_the_end_of_the_line_is_cut_from_a_password() {
+        for (given, expected) in
+            [("p", "p"), ("p\n", "p"), ("p\r\n", "p"), ("p\n\n", "p\n"), (" p \n", " p "), ("", "")]
+        {
+            assert_eq!(super::line(given.as_bytes()), expected.as_bytes());
+        }
+    }
+}

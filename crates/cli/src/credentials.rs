@@ -26,7 +26,7 @@ const MAX_PASSWORD: u64 = 64 << 10;
 /// # Errors
 /// When `--user` is of no use; nothing has been sent anywhere by then.
 pub(crate) fn authenticator(push: &Push, registry: &RegistryName) -> anyhow::Result<Arc<Authenticator>> {
-    let board = AuthBoard::new();
+    let board = Arc::new(AuthBoard::new());
     let keychain: Arc<dyn Keychain> = match &push.user {
         Some(user) => Arc::new(ExplicitKeychain::new(explicit(user.as_bytes(), push)?, registry)),
         None => {

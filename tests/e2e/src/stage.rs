@@ -199,8 +199,11 @@ impl Stage {
     /// Where it does not start, or containerd does not reconnect.
     pub fn start_snapshotter_again(&mut self) -> Result<()> {
         self.snapshotter.start_again()?;
-        let list = ["snapshots", "--snapshotter", "soci", "list"];
-        let reached = || self.containerd.run("default", &list).ok();
+        // A call that containerd cannot answer by itself.
+        let call = |words: &[&str]| {
+            self.containerd.run("reach", &[&["snapshots", "--snapshotter", "soci"], words].concat()).ok()
+        };
+        let reached = || call(&["view", "reach"]).and_then(|_| call(&["rm", "reach"]));
         if soci_testkit::wait::until(Duration::from_secs(60), reached).is_none() {
             bail!("containerd does not reach the daemon after its restart");
         }

@@ -30,7 +30,7 @@ async fn main() {
         let mut settings =
             Settings { hosts_dirs: Vec::new(), proxies: Proxies::Never, ..Settings::default() };
         settings.tls.ca.push(ca);
-        let board = AuthBoard::new();
+        let board = Arc::new(AuthBoard::new());
         let auth = Authenticator::new(KeychainChain::new(Vec::new()), board, soci_auth::Settings::default());
         let client = Registry::new(settings, auth, Arc::new(NoMeters)).unwrap();
         let blob = client

@@ -82,7 +82,7 @@ impl Client {
         }
         change(&mut settings, dir.path());
         let keychain = Arc::new(Script::default());
-        let board = AuthBoard::new();
+        let board = Arc::new(AuthBoard::new());
         let auth_settings =
             soci_auth::Settings { patience: Duration::ZERO, ..soci_auth::Settings::default() };
         let chain = KeychainChain::new(vec![Arc::clone(&keychain) as Arc<dyn Keychain>]);

@@ -1,5 +1,7 @@
 //! Many mounts in one process. Alone in its process, because it counts threads. Needs root and `/dev/fuse`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use std::fs;

@@ -39,9 +39,14 @@ pub struct ServeOptions {
     pub read_ahead_kb: Option<u32>,
 }
 
+/// Measured (`examples/measure.rs`): reads that go over a task cost 0.90 CPU-s per GiB with the kernel's 128 KiB, and 0.62
+/// from 512 KiB on; more gains nothing. A page fault in a mapped file reads as much around it, and the more that is, the
+/// more often it needs a span that nobody asked for.
+const READ_AHEAD_KB: u32 = 512;
+
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { times: CacheTimes::default(), max_waiting: 64, read_ahead_kb: Some(1024) }
+        Self { times: CacheTimes::default(), max_waiting: 64, read_ahead_kb: Some(READ_AHEAD_KB) }
     }
 }
 

@@ -96,6 +96,8 @@ impl Images {
         let image = wire::Image {
             name: name.to_owned(),
             labels: labels.iter().cloned().collect::<HashMap<_, _>>(),
+            // The mask leaves it alone, but containerd 2.x reads it first and dies of a request without one.
+            target: Some(crate::proto::types::Descriptor::default()),
             ..wire::Image::default()
         };
         self.update("labelling image", image, label_mask(labels)).await

@@ -7,11 +7,13 @@ pub mod args;
 pub mod config;
 pub mod daemon;
 pub mod grpc;
+pub mod keychains;
 pub mod live;
 pub mod lock;
 pub mod logging;
 pub mod overlay;
 pub mod proto;
+pub mod registries;
 pub mod run;
 pub mod serve;
 

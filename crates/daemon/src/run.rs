@@ -7,13 +7,19 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Parser;
 use sd_notify::NotifyState;
+use soci_registry::NoMeters;
+use soci_snapshotter::LayerProvider;
 use soci_snapshotter::service::Unmount;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{self, Args, Command, ConfigCommand};
 use crate::config::{self, Raw, dump};
 use crate::daemon::{Daemon, Options};
-use crate::{live, logging};
+use crate::live::{self, Live};
+use crate::{logging, overlay, registries};
+
+/// How long threads that still work on the disk are waited for at the end.
+const LAST_WORK: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Runs the program to its end. A failure is a line of level `fatal` and exit status 1.
 pub fn main() -> ExitCode {
@@ -59,13 +65,15 @@ fn serve(args: &Args) -> anyhow::Result<()> {
         .build()
         .context("start threads")?;
     let options = Options { address, root: args.root.clone(), config };
-    runtime.block_on(until_signal(options))
+    let result = runtime.block_on(until_signal(options));
+    // Work on the disk that was cut is as after a crash: what is recorded is whole.
+    runtime.shutdown_timeout(LAST_WORK);
+    result
 }
 
 async fn until_signal(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
-    let provider = |_: &Options| Ok(Arc::new(live::Disabled) as Arc<_>);
     let start = Daemon::start(options, provider);
     let mut daemon = tokio::select! {
         started = start => started?,
@@ -89,6 +97,17 @@ async fn until_signal(options: Options) -> anyhow::Result<()> {
     }
     tracing::info!("Exiting");
     Ok(())
+}
+
+/// Returns the layers that a daemon serves.
+///
+/// # Errors
+/// With the setting or directory that cannot be used.
+pub fn provider(options: &Options) -> anyhow::Result<Arc<dyn LayerProvider>> {
+    let config = &options.config;
+    let registry = registries::client(config, Arc::new(NoMeters))?;
+    let parts = live::Parts { registry, meters: soci_layer::Meters::default(), fs_meters: None };
+    Ok(Live::open(&options.root, config, overlay::in_user_namespace(), parts)?)
 }
 
 struct Stopped {

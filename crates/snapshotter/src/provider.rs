@@ -48,7 +48,17 @@ pub trait LayerProvider: Send + Sync + std::fmt::Debug {
         None
     }
 
-    /// Unmounts whatever is mounted at `at.fs()` and forgets it. Succeeds where nothing is mounted.
+    /// Is called once, when each lazy snapshot of an earlier process was given to `restore`: what none of them needs may
+    /// be deleted.
+    async fn told_all(self: Arc<Self>) {}
+
+    /// Ends all work in the background and waits for it. Mounts are not touched.
+    async fn shutdown(&self) {}
+
+    /// Takes whatever is mounted at `at.fs()` away; `restore` can bring it back. Succeeds where nothing is mounted.
+    async fn unmount(&self, at: &SnapshotDir) -> Result<(), ReleaseError>;
+
+    /// As [`unmount`](Self::unmount), for a snapshot that is gone: what only it needed is deleted.
     async fn release(&self, at: &SnapshotDir) -> Result<(), ReleaseError>;
 }
 

@@ -316,6 +316,7 @@ impl Snapshotter {
                 }
             }
         }
+        Arc::clone(&self.0.provider).told_all().await;
         let restored = Restored { total, degraded: degraded.len() };
         if !degraded.is_empty() {
             let this = self.clone();
@@ -329,16 +330,16 @@ impl Snapshotter {
         self.0.stop.cancel();
         self.0.tracker.close();
         self.0.tracker.wait().await;
-        if unmount == Unmount::No {
-            return;
+        if unmount == Unmount::Yes {
+            let lazy = self.0.store.list().into_iter().filter(|record| record.lazy.is_some());
+            let unmounted = lazy.map(|record| async move {
+                if let Err(error) = self.0.provider.unmount(&self.0.store.dir(record.id)).await {
+                    tracing::warn!(key = %record.name, error = %chain(&error), "cannot unmount a layer");
+                }
+            });
+            join_all(unmounted).await;
         }
-        let lazy = self.0.store.list().into_iter().filter(|record| record.lazy.is_some());
-        let released = lazy.map(|record| async move {
-            if let Err(error) = self.0.provider.release(&self.0.store.dir(record.id)).await {
-                tracing::warn!(key = %record.name, error = %chain(&error), "cannot unmount a layer");
-            }
-        });
-        join_all(released).await;
+        self.0.provider.shutdown().await;
     }
 
     async fn reclaim_when_removed(&self) {

@@ -98,6 +98,10 @@ impl LayerProvider for Script {
         Lower { path: at.fs(), served: self.mounted.lock().unwrap().contains(&at.id()) }
     }
 
+    async fn unmount(&self, at: &SnapshotDir) -> Result<(), ReleaseError> {
+        self.release(at).await
+    }
+
     async fn release(&self, at: &SnapshotDir) -> Result<(), ReleaseError> {
         self.mounted.lock().unwrap().remove(&at.id());
         Ok(())

@@ -81,6 +81,10 @@ impl LayerProvider for Script {
         Lower { path: at.fs(), served: self.mounted.lock().contains(&at.id()) }
     }
 
+    async fn unmount(&self, at: &SnapshotDir) -> Result<(), ReleaseError> {
+        self.release(at).await
+    }
+
     async fn release(&self, at: &SnapshotDir) -> Result<(), ReleaseError> {
         self.releases.fetch_add(1, Ordering::Relaxed);
         self.mounted.lock().remove(&at.id());

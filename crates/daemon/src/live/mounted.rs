@@ -1,0 +1,270 @@
+//! One layer that is mounted: its tree, its reader and its FUSE session.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use soci_fs::{
+    DirAttr, FsMeter, FsOptions, FuseHub, HeaderCheck, Inode, LayerFs, LayerState, LayerTree, MountOptions,
+    OpaqueXattr, ServeOptions, Session, TreeOptions, Unmount,
+};
+use soci_layer::{LayerPool, LayerReader, LayerSpec, unpack::Below};
+use soci_oci::{BlobSource, Digest};
+use soci_snapshotter::SnapshotDir;
+use soci_snapshotter::error::chain;
+use soci_snapshotter::provider::{DirOwner, ImpliedDir, SetbackKind, Xattr};
+use soci_ztoc::Ztoc;
+
+/// How often a directory is unmounted before giving up: mounts of several dead processes may lie on each other.
+const STACKED: usize = 64;
+
+/// What all mounts share.
+#[derive(Debug)]
+pub struct Ground {
+    /// Readers of layers.
+    pub pool: Arc<LayerPool>,
+    /// Threads that serve mounts.
+    pub hub: FuseHub,
+    /// Which attribute marks an opaque directory.
+    pub opaque: OpaqueXattr,
+    /// Whether tar headers are compared with the zTOC when a file is first read.
+    pub header_check: HeaderCheck,
+    /// How long a read of a file may take.
+    pub read_timeout: Duration,
+    /// A directory on the file system whose space is reported.
+    pub statfs: PathBuf,
+}
+
+/// A layer to mount.
+#[derive(Debug)]
+pub struct Plan {
+    /// The layer's digest, as its image names it.
+    pub layer: Digest,
+    /// The zTOC.
+    pub ztoc: Digest,
+    /// Where the zTOC is stored.
+    pub ztoc_file: PathBuf,
+    /// The zTOC, decoded.
+    pub decoded: Ztoc,
+    /// Whether no file has extended attributes.
+    pub disable_xattrs: bool,
+    /// Where bytes come from; the last one is asked first.
+    pub sources: Vec<Arc<dyn BlobSource>>,
+    /// Who is told of operations.
+    pub meter: Option<Arc<dyn FsMeter>>,
+}
+
+/// A mounted layer. Dropping it stops serving; it does not unmount.
+#[derive(Debug)]
+pub struct Mounted {
+    /// The zTOC.
+    pub ztoc: Digest,
+    /// The layer's digest.
+    pub layer: Digest,
+    /// How many spans it has.
+    pub spans: u32,
+    session: Session,
+    /// One per source; each keeps its source in use.
+    readers: Vec<Arc<LayerReader>>,
+}
+
+/// A layer that could not be mounted.
+#[derive(Debug)]
+pub struct Failed {
+    /// What kind of trouble.
+    pub kind: SetbackKind,
+    /// What was being done and why it failed.
+    pub message: String,
+}
+
+impl Failed {
+    fn new(kind: SetbackKind, what: String, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self { kind, message: format!("{what}: {}", chain(error)) }
+    }
+}
+
+impl Mounted {
+    /// Returns the file system.
+    pub fn fs(&self) -> &Arc<LayerFs> {
+        self.session.fs()
+    }
+
+    /// Returns a reader of the layer.
+    pub fn reader(&self) -> Option<&Arc<LayerReader>> {
+        self.readers.last()
+    }
+
+    /// Whether the mount is still there.
+    pub fn serves(&self) -> bool {
+        !self.session.has_ended()
+    }
+
+    /// Returns mode and owner of the root directory.
+    pub fn root(&self) -> DirOwner {
+        match self.fs().getattr(Inode::ROOT) {
+            Ok(attr) => DirOwner { mode: attr.mode & 0o7777, uid: attr.uid, gid: attr.gid },
+            Err(_) => DirOwner { mode: 0o755, uid: 0, gid: 0 },
+        }
+    }
+}
+
+/// Mounts `plan` at `at`, with directories that the layer only implies as `implied` has them. Blocks.
+///
+/// # Errors
+/// [`Failed`]; nothing is mounted then.
+pub fn mount(
+    ground: &Ground,
+    plan: Plan,
+    at: &SnapshotDir,
+    implied: &dyn Fn(&[u8]) -> Option<DirAttr>,
+) -> Result<Mounted, Failed> {
+    let layer = plan.layer;
+    let options = TreeOptions { xattrs: !plan.disable_xattrs, opaque: ground.opaque, implied };
+    let tree = LayerTree::build(&plan.decoded, &options)
+        .map_err(|error| Failed::new(SetbackKind::Malformed, format!("files of layer {layer}"), &error))?;
+    if let Some(link) = tree.broken_links().next() {
+        let link = String::from_utf8_lossy(link).into_owned();
+        let message = format!("files of layer {layer}: hard link {link:?} has no target");
+        return Err(Failed { kind: SetbackKind::Malformed, message });
+    }
+    let spans = Arc::clone(plan.decoded.spans());
+    let count = spans.len();
+    drop(plan.decoded);
+    let spec = LayerSpec { ztoc: plan.ztoc, ztoc_file: plan.ztoc_file, spans };
+    let open = |source| ground.pool.open(spec.clone(), source);
+    let readers: Vec<Arc<LayerReader>> = plan.sources.into_iter().map(open).collect();
+    let Some(reader) = readers.last().cloned() else {
+        let message = format!("layer {layer} has no source");
+        return Err(Failed { kind: SetbackKind::NotFound, message });
+    };
+    let state = State { layer, reader: Arc::clone(&reader) };
+    let options = FsOptions {
+        layer: layer.to_string(),
+        header_check: ground.header_check,
+        read_timeout: ground.read_timeout,
+        state: Some(Arc::new(state)),
+        statfs: ground.statfs.clone(),
+        meter: plan.meter,
+    };
+    let fs = LayerFs::new(tree, reader, options);
+    let mountpoint = at.fs();
+    let device = soci_fs::mount(&mountpoint, &MountOptions::default())
+        .map_err(|error| Failed::new(SetbackKind::Local, format!("mount layer {layer}"), &error))?;
+    match Session::serve(device, None, fs, &ServeOptions::default(), &ground.hub) {
+        Ok(session) => Ok(Mounted { ztoc: plan.ztoc, layer, spans: count, session, readers }),
+        Err(error) => {
+            if let Err(error) = soci_fs::unmount(&mountpoint, Unmount::Detach) {
+                tracing::warn!(error = %chain(&error), "a mount that cannot be served stays");
+            }
+            Err(Failed::new(SetbackKind::Local, format!("serve layer {layer}"), &error))
+        }
+    }
+}
+
+/// Takes every mount off `at`, also those of dead processes. Blocks, but never on who serves them.
+///
+/// # Errors
+/// When the kernel does not let go.
+pub fn clear(at: &SnapshotDir) -> Result<(), soci_fs::MountError> {
+    let mountpoint = at.fs();
+    for _ in 0..STACKED {
+        if !soci_fs::unmount(&mountpoint, Unmount::Detach)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Asks the layers below and notes what they said, for the record.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    below: &'a dyn Below,
+    answers: Mutex<Vec<ImpliedDir>>,
+    failed: Mutex<Option<String>>,
+}
+
+impl<'a> Asked<'a> {
+    /// Returns a note of questions to `below`.
+    pub fn new(below: &'a dyn Below) -> Self {
+        Self { below, answers: Mutex::default(), failed: Mutex::default() }
+    }
+
+    /// Answers for the directory `path`.
+    pub fn ask(&self, path: &[u8]) -> Option<DirAttr> {
+        match self.below.dir(path) {
+            Ok(found) => {
+                let found = found?;
+                let attr = DirAttr {
+                    mode: found.mode,
+                    uid: found.uid,
+                    gid: found.gid,
+                    mtime: found.mtime,
+                    xattrs: found.xattrs,
+                };
+                self.answers.lock().push(to_record(path, &attr));
+                Some(attr)
+            }
+            Err(error) => {
+                self.failed.lock().get_or_insert(chain(&error));
+                None
+            }
+        }
+    }
+
+    /// Returns the answers given.
+    ///
+    /// # Errors
+    /// When a question could not be answered.
+    pub fn answers(self) -> Result<Vec<ImpliedDir>, String> {
+        match self.failed.into_inner() {
+            Some(failed) => Err(failed),
+            None => Ok(self.answers.into_inner()),
+        }
+    }
+}
+
+fn to_record(path: &[u8], attr: &DirAttr) -> ImpliedDir {
+    ImpliedDir {
+        path: path.to_vec(),
+        owner: DirOwner { mode: attr.mode, uid: attr.uid, gid: attr.gid },
+        mtime: Some(attr.mtime),
+        xattrs: attr
+            .xattrs
+            .iter()
+            .map(|(name, value)| Xattr { name: name.clone(), value: value.clone() })
+            .collect(),
+    }
+}
+
+/// Returns what a record says about the directory `path`.
+pub fn from_record(implied: &[ImpliedDir], path: &[u8]) -> Option<DirAttr> {
+    let dir = implied.iter().find(|dir| dir.path == path)?;
+    Some(DirAttr {
+        mode: dir.owner.mode,
+        uid: dir.owner.uid,
+        gid: dir.owner.gid,
+        mtime: dir.mtime.unwrap_or_default(),
+        xattrs: dir.xattrs.iter().map(|xattr| (xattr.name.clone(), xattr.value.clone())).collect(),
+    })
+}
+
+#[derive(Debug)]
+struct State {
+    layer: Digest,
+    reader: Arc<LayerReader>,
+}
+
+impl LayerState for State {
+    fn digest(&self) -> &Digest {
+        &self.layer
+    }
+
+    fn size(&self) -> u64 {
+        self.reader.size()
+    }
+
+    fn fetched(&self) -> u64 {
+        self.reader.fetched_bytes()
+    }
+}

@@ -1,0 +1,144 @@
+//! The zTOCs of mounted layers, under our root.
+//!
+//! `<root>/ztocs/<algorithm>/<hex>`, whole and synced before the Prepare that needs it is answered, so that a restart needs
+//! neither network nor containerd. A file is named by its content and checked when it is read.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use soci_oci::Digest;
+
+/// The directory of zTOCs. All calls block on the disk.
+#[derive(Debug)]
+pub struct Ztocs {
+    root: PathBuf,
+    next: AtomicU64,
+}
+
+impl Ztocs {
+    /// Opens the directory beneath `root`, made if it is missing; what an earlier process left half done goes.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        let root = root.join("ztocs");
+        let temporary = root.join("tmp");
+        match fs::remove_dir_all(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        for dir in [temporary, root.join("sha256"), root.join("sha512")] {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        Ok(Self { root, next: AtomicU64::new(0) })
+    }
+
+    /// Returns where `digest` is, or would be.
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        self.root.join(digest.algorithm()).join(digest.hex())
+    }
+
+    /// Stores `bytes`, whose digest was checked to be `digest`, durably.
+    ///
+    /// # Errors
+    /// When they cannot be written; nothing is left then.
+    pub fn put(&self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
+        let path = self.path(digest);
+        if fs::metadata(&path).is_ok_and(|found| found.len() == bytes.len() as u64) {
+            return Ok(());
+        }
+        let temporary = self.root.join("tmp").join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        let written = write(&temporary, bytes).and_then(|()| fs::rename(&temporary, &path));
+        if let Err(error) = written {
+            let _ = fs::remove_file(&temporary);
+            return Err(error);
+        }
+        match path.parent() {
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads `digest`, of at most `max` bytes; `None` when it is absent or not what its name says, and then it is gone.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self, digest: &Digest, max: u64) -> io::Result<Option<Bytes>> {
+        let path = self.path(digest);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut bytes = Vec::new();
+        file.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > max || !digest.verifies(&bytes) {
+            tracing::warn!(ztoc = %digest, "a stored zTOC is damaged and dropped");
+            let _ = fs::remove_file(&path);
+            return Ok(None);
+        }
+        Ok(Some(bytes.into()))
+    }
+
+    /// Removes `digest`.
+    pub fn remove(&self, digest: &Digest) {
+        if let Err(error) = fs::remove_file(self.path(digest))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, ztoc = %digest, "a zTOC nobody needs cannot be removed");
+        }
+    }
+
+    /// Returns all that are there.
+    pub fn list(&self) -> Vec<Digest> {
+        let mut all = Vec::new();
+        for algorithm in ["sha256", "sha512"] {
+            let Ok(entries) = fs::read_dir(self.root.join(algorithm)) else { continue };
+            let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            all.extend(names.filter_map(|name| format!("{algorithm}:{name}").parse::<Digest>().ok()));
+        }
+        all
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_cut_at_any_byte_is_dropped() {
+        let root = tempfile::tempdir().unwrap();
+        let ztocs = Ztocs::open(root.path()).unwrap();
+        let bytes = b"not really a zTOC";
+        let digest = Digest::of(bytes);
+        for cut in 0..bytes.len() {
+            fs::write(ztocs.path(&digest), &bytes[..cut]).unwrap();
+            assert_eq!(ztocs.read(&digest, 100).unwrap(), None, "cut at {cut}");
+            assert!(!ztocs.path(&digest).exists());
+        }
+        ztocs.put(&digest, bytes).unwrap();
+        assert_eq!(ztocs.read(&digest, 100).unwrap().unwrap(), bytes[..]);
+        assert_eq!(ztocs.list(), [digest]);
+        ztocs.remove(&digest);
+        assert_eq!(ztocs.read(&digest, 100).unwrap(), None);
+    }
+
+    #[test]
+    fn a_half_written_file_replaces_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let ztocs = Ztocs::open(root.path()).unwrap();
+        fs::write(root.path().join("ztocs/tmp/0"), b"half").unwrap();
+        let ztocs = { drop(ztocs); Ztocs::open(root.path()).unwrap() };
+        assert_eq!(fs::read_dir(root.path().join("ztocs/tmp")).unwrap().count(), 0);
+        assert!(ztocs.list().is_empty());
+    }
+}

@@ -22,14 +22,18 @@ pub fn chain(
         home: variable("HOME").map(Into::into),
         docker_config: variable("DOCKER_CONFIG").map(Into::into),
         path: variable("PATH"),
-        docker_auth_config: variable("DOCKER_AUTH_CONFIG")
-            .map(|text| Secret::new(text.into_vec())),
+        docker_auth_config: variable("DOCKER_AUTH_CONFIG").map(|text| Secret::new(text.into_vec())),
     };
     let docker = DockerConfigKeychain::new(environment, Arc::clone(board), Settings::default());
     let options: Vec<Arc<dyn Keychain>> = vec![Arc::new(docker)];
-    for (asked, table) in [(config.cri.is_some(), "cri_keychain"), (config.kubernetes.is_some(), "kubeconfig_keychain")] {
+    for (asked, table) in
+        [(config.cri.is_some(), "cri_keychain"), (config.kubernetes.is_some(), "kubeconfig_keychain")]
+    {
         if asked {
-            tracing::warn!(key = table, "[{table}] is enabled, but this build has no such option; it is skipped");
+            tracing::warn!(
+                key = table,
+                "[{table}] is enabled, but this build has no such option; it is skipped"
+            );
         }
     }
     KeychainChain::new(options)

@@ -24,8 +24,8 @@ use soci_snapshotter::error::chain;
 use soci_snapshotter::plan::ResolveErrorKind;
 use soci_snapshotter::provider::{Reference, SetbackKind};
 use soci_snapshotter::{
-    Ancestor, ImageFacts, LayerFacts, LayerProvider, LayerRequest, LazyError, Lower, MountRecord, ReleaseError,
-    ResolveError, RestoreError, SnapshotDir, UnpackError, Usage,
+    Ancestor, ImageFacts, LayerFacts, LayerProvider, LayerRequest, LazyError, Lower, MountRecord,
+    ReleaseError, ResolveError, RestoreError, SnapshotDir, UnpackError, Usage,
 };
 use soci_store::{Containerd, ContentStore, LocalStore};
 use soci_ztoc::{DecodeLimits, SpanId, Ztoc};
@@ -57,17 +57,14 @@ pub struct Parts {
     pub registry: Registry,
     /// What layer readers count.
     pub meters: soci_layer::Meters,
-    /// What file systems count: makes the meter of one layer.
-    pub fs_meters: Option<FsMeters>,
+    /// What file systems count.
+    pub fs_meters: Option<Arc<dyn FsMeters>>,
 }
 
-/// Makes the meter of a layer's file system.
-pub struct FsMeters(pub Box<dyn Fn(&Digest) -> Arc<dyn soci_fs::FsMeter> + Send + Sync>);
-
-impl std::fmt::Debug for FsMeters {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("FsMeters")
-    }
+/// Makes the meters of layers' file systems.
+pub trait FsMeters: Send + Sync + std::fmt::Debug {
+    /// Returns the meter of `layer`.
+    fn layer(&self, layer: &Digest) -> Arc<dyn soci_fs::FsMeter>;
 }
 
 /// The layers of this process.
@@ -79,7 +76,7 @@ pub struct Live {
     ztocs: Arc<Ztocs>,
     sessions: Arc<Sessions>,
     ground: Arc<Ground>,
-    fs_meters: Option<FsMeters>,
+    fs_meters: Option<Arc<dyn FsMeters>>,
     background: bool,
     mount_timeout: Duration,
     /// By snapshot.
@@ -99,9 +96,11 @@ impl Live {
         let ztocs = Arc::new(Ztocs::open(root).with_context(|| format!("zTOCs beneath {root:?}"))?);
         let soci = LocalStore::open(root).with_context(|| format!("content beneath {root:?}"))?;
         let spans = root.join("soci").join("spans");
-        let cache = SpanCache::open(&spans, CacheSettings::default()).with_context(|| format!("span cache {spans:?}"))?;
+        let cache = SpanCache::open(&spans, CacheSettings::default())
+            .with_context(|| format!("span cache {spans:?}"))?;
         let reader = ReaderSettings { fetch_timeout: config.blob.request, ..ReaderSettings::default() };
-        let hub = FuseHub::new(tokio::runtime::Handle::current(), FuseHub::suitable_threads()).context("start FUSE threads")?;
+        let hub = FuseHub::new(tokio::runtime::Handle::current(), FuseHub::suitable_threads())
+            .context("start FUSE threads")?;
         let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
         let sessions = Sessions::new(
             config.discovery,
@@ -193,7 +192,8 @@ impl Live {
                 return Ok(Beneath::Plain(ancestor.dir.fs()));
             }
             let mounted = mounts.get(&ancestor.dir.id());
-            let mounted = mounted.ok_or_else(|| format!("layer {} below is not mounted", ancestor.dir.id()))?;
+            let mounted =
+                mounted.ok_or_else(|| format!("layer {} below is not mounted", ancestor.dir.id()))?;
             Ok(Beneath::Lazy(Arc::clone(mounted.fs())))
         });
         lower.collect::<Result<_, _>>().map(Layers::new)
@@ -211,7 +211,7 @@ impl Live {
     }
 
     fn meter(&self, layer: &Digest) -> Option<Arc<dyn soci_fs::FsMeter>> {
-        self.fs_meters.as_ref().map(|make| (make.0)(layer))
+        self.fs_meters.as_ref().map(|meters| meters.layer(layer))
     }
 
     /// Notes a new mount and starts what it does in the background.
@@ -241,8 +241,12 @@ impl Live {
         let deadline = Instant::now() + self.mount_timeout;
         let ready = match image.ready(&layer.layer, deadline).await {
             Some(Ok(ready)) => ready,
-            Some(Err(error)) => return Err(Failed { kind: fetch_kind(error.kind()), message: chain(&error) }),
-            None => return Err(Failed { kind: SetbackKind::NotFound, message: "no ztoc for layer".to_owned() }),
+            Some(Err(error)) => {
+                return Err(Failed { kind: fetch_kind(error.kind()), message: chain(&error) });
+            }
+            None => {
+                return Err(Failed { kind: SetbackKind::NotFound, message: "no ztoc for layer".to_owned() });
+            }
         };
         let layers = Arc::new(self.beneath(below).map_err(local)?);
         // Needed from here on, so that no sweep takes the zTOC away while it is being mounted.
@@ -329,7 +333,8 @@ impl Live {
         let old = self.mounts.lock().remove(&at.id());
         let mut sources: Vec<Arc<dyn BlobSource>> = Vec::new();
         for reference in record.references.iter().rev() {
-            let image: ImageRef = reference.image.parse().map_err(|error| chain_of(&error, "image of the record"))?;
+            let image: ImageRef =
+                reference.image.parse().map_err(|error| chain_of(&error, "image of the record"))?;
             sources.push(self.registry.repository(&image).blob(&record.layer, record.layer_size));
         }
         let (ground, ztocs, at_dir, record) =
@@ -375,15 +380,23 @@ impl LayerProvider for Live {
         below: &[Ancestor],
         at: &SnapshotDir,
     ) -> Result<MountRecord, LazyError> {
-        self.try_mount(layer, below, at).await.map_err(|failed| LazyError { kind: failed.kind, message: failed.message })
+        self.try_mount(layer, below, at)
+            .await
+            .map_err(|failed| LazyError { kind: failed.kind, message: failed.message })
     }
 
-    async fn unpack(&self, layer: &LayerRequest, below: &[Ancestor], at: &SnapshotDir) -> Result<Usage, UnpackError> {
+    async fn unpack(
+        &self,
+        layer: &LayerRequest,
+        below: &[Ancestor],
+        at: &SnapshotDir,
+    ) -> Result<Usage, UnpackError> {
         let image = self
             .image(layer)
             .await
             .map_err(|error| UnpackError { kind: resolve_kind(error.kind), message: chain(&error) })?;
-        let layers = self.beneath(below).map_err(|message| UnpackError { kind: SetbackKind::Local, message })?;
+        let layers =
+            self.beneath(below).map_err(|message| UnpackError { kind: SetbackKind::Local, message })?;
         let opaque = match self.ground.opaque {
             OpaqueXattr::Trusted => soci_layer::unpack::OpaqueXattr::Trusted,
             OpaqueXattr::User => soci_layer::unpack::OpaqueXattr::User,
@@ -490,7 +503,9 @@ fn prefetch(ready: &Ready, mounted: &Mounted) -> Vec<SpanId> {
 
 fn resolve_kind(kind: ResolveErrorKind) -> SetbackKind {
     match kind {
-        ResolveErrorKind::None | ResolveErrorKind::Disabled | ResolveErrorKind::Missing => SetbackKind::NotFound,
+        ResolveErrorKind::None | ResolveErrorKind::Disabled | ResolveErrorKind::Missing => {
+            SetbackKind::NotFound
+        }
         ResolveErrorKind::Denied => SetbackKind::Denied,
         ResolveErrorKind::Unavailable => SetbackKind::Unavailable,
         ResolveErrorKind::Malformed => SetbackKind::Malformed,

@@ -17,7 +17,7 @@ use crate::keychains;
 /// # Errors
 /// With the setting that makes no sense.
 pub fn client(config: &Config, meters: Arc<dyn Meters>) -> anyhow::Result<Registry> {
-    let board = AuthBoard::new();
+    let board = Arc::new(AuthBoard::new());
     let chain = keychains::chain(config, &board, &|name| std::env::var_os(name));
     let authenticator = Authenticator::new(chain, board, soci_auth::Settings::default());
     Registry::new(settings(config)?, authenticator, meters).context("registry settings")
@@ -33,7 +33,9 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
             list.push(match mirror.request {
                 None => parsed,
                 Some(Limit::None) => parsed.request_timeout(-1),
-                Some(Limit::Within(time)) => parsed.request_timeout(i64::try_from(time.as_secs()).unwrap_or(i64::MAX)),
+                Some(Limit::Within(time)) => {
+                    parsed.request_timeout(i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
+                }
             });
         }
         mirrors.insert(host.clone(), list);

@@ -99,14 +99,16 @@ fn lazy(fs: &LayerFs, parts: &[&[u8]]) -> Found {
     let names = fs.list_xattrs(inode).unwrap_or_default();
     let xattrs = names
         .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty() && !name.starts_with(b"trusted.") && !name.starts_with(b"user.overlay."))
+        .filter(|name| {
+            !name.is_empty() && !name.starts_with(b"trusted.") && !name.starts_with(b"user.overlay.")
+        })
         .filter_map(|name| Some((name.to_vec(), fs.get_xattr(inode, name).ok()?.to_vec())))
         .collect();
     Found::Dir(DirAttr { mode: attr.mode & 0o7777, uid: attr.uid, gid: attr.gid, mtime: attr.mtime, xattrs })
 }
 
 fn is_opaque(fs: &LayerFs, inode: Inode) -> bool {
-    OPAQUE.iter().any(|name| fs.get_xattr(inode, name.to_bytes()) == Ok(&b"y"[..]))
+    OPAQUE.iter().any(|name| fs.get_xattr(inode, name.to_bytes()).is_ok_and(|value| value == b"y"))
 }
 
 fn plain(root: &PathBuf, parts: &[&[u8]]) -> Result<Found, std::io::Error> {
@@ -141,7 +143,10 @@ fn marked(dir: &OwnedFd) -> bool {
     OPAQUE.iter().any(|name| matches!(fgetxattr(dir, *name, &mut value[..]), Ok(1) if value[0] == b'y'))
 }
 
-fn xattrs(dir: &OwnedFd) -> Result<Vec<(Vec<u8>, Vec<u8>)>, std::io::Error> {
+/// Names and values.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn xattrs(dir: &OwnedFd) -> Result<Xattrs, std::io::Error> {
     let mut names = vec![0_u8; MAX_XATTR];
     let length = match flistxattr(dir, &mut names[..]) {
         Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),

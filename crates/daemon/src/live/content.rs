@@ -53,7 +53,12 @@ impl ContentStore for LocalContent {
         Ok(())
     }
 
-    async fn put_stream(&self, _: &Descriptor, _: BlobStream, _: &[(String, String)]) -> Result<(), StoreError> {
+    async fn put_stream(
+        &self,
+        _: &Descriptor,
+        _: BlobStream,
+        _: &[(String, String)],
+    ) -> Result<(), StoreError> {
         Ok(())
     }
 

@@ -42,6 +42,9 @@ const BURST: Duration = Duration::from_secs(300);
 /// Namespace, manifest and explicit index.
 pub type Key = (String, Digest, Option<Digest>);
 
+/// A layer's zTOC, or why it cannot be had; `None` while it is on its way.
+type Arrival = Option<Result<Arc<Ready>, FetchError>>;
+
 /// An image whose index is known.
 #[derive(Debug)]
 pub struct Image {
@@ -53,7 +56,7 @@ pub struct Image {
     pub repository: Repository,
     /// What is on this machine already.
     pub content: Arc<dyn ContentStore>,
-    layers: HashMap<Digest, watch::Receiver<Option<Result<Arc<Ready>, FetchError>>>>,
+    layers: HashMap<Digest, watch::Receiver<Arrival>>,
 }
 
 /// A layer whose zTOC is here, stored and decoded.
@@ -182,9 +185,10 @@ impl Sessions {
 
     /// Whether a session holds the zTOC.
     pub fn holds(&self, ztoc: &Digest) -> bool {
-        self.known.lock().values().any(|known| {
-            known.outcome.as_ref().is_ok_and(|image| image.ztocs().any(|held| held == *ztoc))
-        })
+        self.known
+            .lock()
+            .values()
+            .any(|known| known.outcome.as_ref().is_ok_and(|image| image.ztocs().any(|held| held == *ztoc)))
     }
 
     /// Forgets what was not used for a while; returns the zTOCs of images forgotten.
@@ -277,7 +281,7 @@ struct Burst {
     content: Arc<dyn ContentStore>,
     ztocs: Arc<Ztocs>,
     prefetch: bool,
-    senders: HashMap<Digest, watch::Sender<Option<Result<Arc<Ready>, FetchError>>>>,
+    senders: HashMap<Digest, watch::Sender<Arrival>>,
 }
 
 impl Burst {
@@ -297,8 +301,12 @@ impl Burst {
                         _ => drop(early.insert(layer, prefetch)),
                     },
                     Ok(Ok(_)) => {}
-                    Ok(Err(error)) => tracing::warn!(%layer, error = %chain(&error), "prefetch artifact is not used"),
-                    Err(error) => tracing::warn!(%layer, error = %chain(&error), "prefetch artifact is not used"),
+                    Ok(Err(error)) => {
+                        tracing::warn!(%layer, error = %chain(&error), "prefetch artifact is not used")
+                    }
+                    Err(error) => {
+                        tracing::warn!(%layer, error = %chain(&error), "prefetch artifact is not used")
+                    }
                 }
                 continue;
             }
@@ -321,8 +329,9 @@ impl Burst {
 fn store(ztocs: &Ztocs, artifact: soci_index::Resolved) -> Result<Ready, FetchError> {
     let bytes = artifact.bytes?;
     let digest = artifact.descriptor.digest;
-    let ztoc = Ztoc::decode(bytes.clone(), &DecodeLimits::default())
-        .map_err(|error| FetchError::because(FetchErrorKind::Integrity, format!("decode zTOC {digest}"), error))?;
+    let ztoc = Ztoc::decode(bytes.clone(), &DecodeLimits::default()).map_err(|error| {
+        FetchError::because(FetchErrorKind::Integrity, format!("decode zTOC {digest}"), error)
+    })?;
     ztocs
         .put(&digest, &bytes)
         .map_err(|error| FetchError::because(FetchErrorKind::Local, format!("store zTOC {digest}"), error))?;
@@ -339,9 +348,9 @@ fn resolve_error(error: &DiscoverError) -> ResolveError {
     let kind = match error {
         DiscoverError::Disabled => ResolveErrorKind::Disabled,
         DiscoverError::NoIndex { .. } => ResolveErrorKind::None,
-        DiscoverError::BadManifest { .. } | DiscoverError::BadAnnotation { .. } | DiscoverError::BadIndex { .. } => {
-            ResolveErrorKind::Malformed
-        }
+        DiscoverError::BadManifest { .. }
+        | DiscoverError::BadAnnotation { .. }
+        | DiscoverError::BadIndex { .. } => ResolveErrorKind::Malformed,
         DiscoverError::FetchManifest { source, .. }
         | DiscoverError::Referrers { source, .. }
         | DiscoverError::FetchIndex { source, .. } => match source.kind() {

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
 use serde::Deserialize;
-use soci_layer::unpack::{self as apply, ApplyOptions, Below, LayerBytes, OpaqueXattr};
 use soci_layer::ReadErrorKind;
+use soci_layer::unpack::{self as apply, ApplyOptions, Below, LayerBytes, OpaqueXattr};
 use soci_oci::{BlobSource, BlobStream, Descriptor, Digest, FetchClass, FetchContext, FetchErrorKind};
 use soci_snapshotter::error::chain;
 use soci_snapshotter::provider::SetbackKind;
@@ -43,7 +43,8 @@ pub async fn unpack(
     at: &SnapshotDir,
 ) -> Result<Usage, UnpackError> {
     let place = image.manifest.layers.iter().position(|descriptor| descriptor.digest == *layer);
-    let Some((place, descriptor)) = place.and_then(|place| Some((place, image.manifest.layers.get(place)?))) else {
+    let Some((place, descriptor)) = place.and_then(|place| Some((place, image.manifest.layers.get(place)?)))
+    else {
         let message = format!("layer {layer} is not in the image's manifest");
         return Err(UnpackError { kind: SetbackKind::Malformed, message });
     };
@@ -53,7 +54,8 @@ pub async fn unpack(
     let tar = LayerBytes::Whole { stream, codec: None, digest: Some(*layer) }.tar();
     let beside = Beside::new(at).map_err(|error| local_error("make a directory", &error))?;
     let options = ApplyOptions { diff_id: Some(diff_id), opaque };
-    let written = apply::apply(tar, &beside.0, below, options).await.map_err(|error| unpack_error(layer, &error))?;
+    let written =
+        apply::apply(tar, &beside.0, below, options).await.map_err(|error| unpack_error(layer, &error))?;
     beside.place(at).map_err(|error| local_error("put the unpacked layer into place", &error))?;
     Ok(Usage { size: written.bytes, inodes: written.inodes })
 }
@@ -72,10 +74,12 @@ async fn diff_id(image: &Image, place: usize) -> Result<Digest, UnpackError> {
     let context = FetchContext::new(Instant::now() + DOCUMENT_TIMEOUT, FetchClass::OnDemand);
     let bytes = match image.content.read(&config.digest, MAX_CONFIG).await {
         Ok(Some(bytes)) => bytes,
-        _ => image.repository.blob_bytes(config, MAX_CONFIG, &context).await.map_err(|error| UnpackError {
-            kind: fetch_kind(error.kind()),
-            message: format!("fetch image configuration {}: {}", config.digest, chain(&error)),
-        })?,
+        _ => {
+            image.repository.blob_bytes(config, MAX_CONFIG, &context).await.map_err(|error| UnpackError {
+                kind: fetch_kind(error.kind()),
+                message: format!("fetch image configuration {}: {}", config.digest, chain(&error)),
+            })?
+        }
     };
     let malformed = |what: String| UnpackError {
         kind: SetbackKind::Malformed,
@@ -132,7 +136,9 @@ fn fetch_kind(kind: FetchErrorKind) -> SetbackKind {
 fn unpack_error(layer: &Digest, error: &apply::UnpackError) -> UnpackError {
     let kind = match error {
         apply::UnpackError::Read(error) => match error.kind() {
-            ReadErrorKind::TimedOut | ReadErrorKind::Unavailable | ReadErrorKind::Closed => SetbackKind::Unavailable,
+            ReadErrorKind::TimedOut | ReadErrorKind::Unavailable | ReadErrorKind::Closed => {
+                SetbackKind::Unavailable
+            }
             ReadErrorKind::Denied => SetbackKind::Denied,
             ReadErrorKind::NotFound => SetbackKind::NotFound,
             ReadErrorKind::Integrity | ReadErrorKind::OutOfBounds => SetbackKind::Malformed,

@@ -137,7 +137,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let ztocs = Ztocs::open(root.path()).unwrap();
         fs::write(root.path().join("ztocs/tmp/0"), b"half").unwrap();
-        let ztocs = { drop(ztocs); Ztocs::open(root.path()).unwrap() };
+        let ztocs = {
+            drop(ztocs);
+            Ztocs::open(root.path()).unwrap()
+        };
         assert_eq!(fs::read_dir(root.path().join("ztocs/tmp")).unwrap().count(), 0);
         assert!(ztocs.list().is_empty());
     }

@@ -5,6 +5,8 @@
     reason = "not every test uses everything, and a test fails by panicking"
 )]
 
+pub(crate) mod image;
+
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};

@@ -1,0 +1,67 @@
+//! Images with a SOCI index, in the test registry.
+
+use soci_index::SociIndex;
+use soci_oci::{Descriptor, Digest, Manifest, annotation, media_type};
+use soci_testkit::TestRegistry;
+use soci_testkit::image::{Dialect, Image};
+use soci_testkit::layer_gen::Layer;
+use soci_ztoc::{BuildOptions, Compression, ZtocBuilder};
+
+/// An image in a registry.
+pub(crate) struct Published {
+    pub(crate) image: Image,
+    /// Digest of the manifest that names the index.
+    pub(crate) manifest: Digest,
+    pub(crate) reference: String,
+    pub(crate) ztocs: Vec<Digest>,
+}
+
+/// Stores an image of `layers`, with an index v2 that has zTOCs for those of which `indexed` says so.
+pub(crate) fn publish(
+    registry: &TestRegistry,
+    repository: &str,
+    layers: Vec<Layer>,
+    indexed: impl Fn(usize) -> bool,
+) -> Published {
+    let image = Image::new(layers, Dialect::Oci, &["/bin/true"]);
+    registry.put_blob(repository, image.config.clone());
+    let mut artifacts = Vec::new();
+    let mut ztocs = Vec::new();
+    for (number, layer) in image.layers.iter().enumerate() {
+        registry.put_blob(repository, layer.blob.clone());
+        if !indexed(number) {
+            continue;
+        }
+        let (bytes, xattrs_needed) = ztoc(&layer.blob);
+        registry.put_blob(repository, bytes.clone());
+        let mut descriptor = Descriptor::of(media_type::ZTOC, &bytes);
+        ztocs.push(descriptor.digest);
+        let mut annotate =
+            |key: &str, value: &str| descriptor.annotations.insert(key.to_owned(), value.to_owned());
+        annotate(annotation::LAYER_DIGEST, &layer.digest);
+        annotate(annotation::LAYER_MEDIA_TYPE, &layer.media_type);
+        if !xattrs_needed {
+            annotate(annotation::DISABLE_XATTRS, "true");
+        }
+        artifacts.push(descriptor);
+    }
+    let index = SociIndex::new(artifacts, None);
+    registry.put_blob(repository, &b"{}"[..]);
+    let digest = index.digest.to_string();
+    registry.put_manifest(repository, &digest, media_type::OCI_MANIFEST, index.bytes.clone());
+    let mut manifest = Manifest::decode(&image.manifest).unwrap();
+    manifest.annotations.insert(annotation::INDEX_DIGEST.to_owned(), digest);
+    let bytes = manifest.encode();
+    let manifest = Digest::of(&bytes);
+    registry.put_manifest(repository, &manifest.to_string(), &image.media_type, bytes.clone());
+    registry.put_manifest(repository, "latest", &image.media_type, bytes);
+    Published { image, manifest, reference: registry.image(repository), ztocs }
+}
+
+fn ztoc(blob: &[u8]) -> (Vec<u8>, bool) {
+    let options = BuildOptions { span_size: 1 << 20, build_tool: annotation::BUILD_TOOL_VALUE.to_owned() };
+    let mut builder = ZtocBuilder::new(Compression::Gzip, options).unwrap();
+    builder.push(blob).unwrap();
+    let built = builder.finish().unwrap();
+    (built.bytes, built.xattrs_needed)
+}

@@ -21,6 +21,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::config::Config;
 use crate::grpc::Service;
 use crate::lock::RootLock;
+use crate::metrics::Metrics;
 use crate::overlay;
 use crate::proto::snapshots::snapshots_server::SnapshotsServer;
 use crate::serve::{self, Address};
@@ -39,6 +40,8 @@ pub struct Options {
     pub root: PathBuf,
     /// Configuration.
     pub config: Config,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 /// A daemon that serves.
@@ -75,7 +78,7 @@ impl Daemon {
         let settings = Settings {
             modes: PullModes { min_layer_size: options.config.min_layer_size, strict: options.config.strict },
             userxattr,
-            observer: observer(),
+            observer: observer(options.metrics.clone()),
         };
         let (snapshotter, findings) =
             Snapshotter::open(&root, provider, settings).context("open snapshots")?;
@@ -143,8 +146,9 @@ fn make_private(path: &std::path::Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-fn observer() -> Observer {
-    Arc::new(|verdict: &Verdict| {
+fn observer(metrics: Metrics) -> Observer {
+    Arc::new(move |verdict: &Verdict| {
+        metrics.verdict(verdict);
         let reasons: Vec<&str> = verdict.reasons.iter().map(|reason| reason.code()).collect();
         let elapsed_ms = u64::try_from(verdict.elapsed.as_millis()).unwrap_or(u64::MAX);
         tracing::info!(

@@ -11,11 +11,13 @@ use soci_auth::keychain::docker_config::{DockerConfigKeychain, Environment, Sett
 use soci_auth::{AuthBoard, Keychain, KeychainChain, Secret};
 
 use crate::Config;
+use crate::metrics::Metrics;
 
 /// Returns the chain that `config` asks for. Reads the environment `variable` returns.
 pub fn chain(
     config: &Config,
     board: &Arc<AuthBoard>,
+    metrics: &Metrics,
     variable: &dyn Fn(&str) -> Option<OsString>,
 ) -> KeychainChain {
     let environment = Environment {
@@ -24,7 +26,11 @@ pub fn chain(
         path: variable("PATH"),
         docker_auth_config: variable("DOCKER_AUTH_CONFIG").map(|text| Secret::new(text.into_vec())),
     };
-    let docker = DockerConfigKeychain::new(environment, Arc::clone(board), Settings::default());
+    let docker = DockerConfigKeychain::new(
+        environment,
+        Arc::clone(board),
+        Settings { meters: Arc::new(metrics.clone()), ..Settings::default() },
+    );
     let options: Vec<Arc<dyn Keychain>> = vec![Arc::new(docker)];
     for (asked, table) in
         [(config.cri.is_some(), "cri_keychain"), (config.kubernetes.is_some(), "kubeconfig_keychain")]

@@ -11,6 +11,7 @@ pub mod keychains;
 pub mod live;
 pub mod lock;
 pub mod logging;
+pub mod metrics;
 pub mod overlay;
 pub mod proto;
 pub mod registries;

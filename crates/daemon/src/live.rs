@@ -33,6 +33,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Config;
+use crate::metrics::text::Scrape;
+use crate::metrics::{Metrics, names};
 
 pub mod below;
 pub mod content;
@@ -50,23 +52,6 @@ use ztocs::Ztocs;
 /// How often images that nobody pulls any more are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// What live layers are made of.
-#[derive(Debug)]
-pub struct Parts {
-    /// Registries.
-    pub registry: Registry,
-    /// What layer readers count.
-    pub meters: soci_layer::Meters,
-    /// What file systems count.
-    pub fs_meters: Option<Arc<dyn FsMeters>>,
-}
-
-/// Makes the meters of layers' file systems.
-pub trait FsMeters: Send + Sync + std::fmt::Debug {
-    /// Returns the meter of `layer`.
-    fn layer(&self, layer: &Digest) -> Arc<dyn soci_fs::FsMeter>;
-}
-
 /// The layers of this process.
 #[derive(Debug)]
 pub struct Live {
@@ -76,7 +61,7 @@ pub struct Live {
     ztocs: Arc<Ztocs>,
     sessions: Arc<Sessions>,
     ground: Arc<Ground>,
-    fs_meters: Option<Arc<dyn FsMeters>>,
+    metrics: Metrics,
     background: bool,
     mount_timeout: Duration,
     /// By snapshot.
@@ -92,7 +77,13 @@ impl Live {
     ///
     /// # Errors
     /// With the directory that cannot be used.
-    pub fn open(root: &Path, config: &Config, userxattr: bool, parts: Parts) -> anyhow::Result<Arc<Self>> {
+    pub fn open(
+        root: &Path,
+        config: &Config,
+        userxattr: bool,
+        registry: Registry,
+        metrics: Metrics,
+    ) -> anyhow::Result<Arc<Self>> {
         let ztocs = Arc::new(Ztocs::open(root).with_context(|| format!("zTOCs beneath {root:?}"))?);
         let soci = LocalStore::open(root).with_context(|| format!("content beneath {root:?}"))?;
         let spans = root.join("soci").join("spans");
@@ -111,7 +102,7 @@ impl Live {
             stop.clone(),
         );
         let ground = Ground {
-            pool: LayerPool::new(cache, reader, parts.meters),
+            pool: LayerPool::new(cache, reader, soci_layer::Meters::new(Arc::new(metrics.clone()))),
             hub,
             opaque: if userxattr { OpaqueXattr::User } else { OpaqueXattr::Trusted },
             header_check: if config.verify_headers { HeaderCheck::FirstRead } else { HeaderCheck::Off },
@@ -119,13 +110,13 @@ impl Live {
             statfs: spans,
         };
         let live = Arc::new(Self {
-            registry: parts.registry,
+            registry,
             containerd: Containerd::connect(&config.containerd, "default"),
             soci: Arc::new(soci),
             ztocs,
             sessions: Arc::new(sessions),
             ground: Arc::new(ground),
-            fs_meters: parts.fs_meters,
+            metrics,
             background: config.background_fetch,
             mount_timeout: config.mount_timeout,
             mounts: Mutex::default(),
@@ -163,6 +154,22 @@ impl Live {
         all.sort_unstable();
         all.dedup();
         all.iter().for_each(|ztoc| self.forget(ztoc));
+    }
+
+    /// Adds what is mounted to `scrape`.
+    pub fn collect(&self, scrape: &mut Scrape) {
+        let mounts: Vec<Arc<Mounted>> = self.mounts.lock().values().cloned().collect();
+        scrape.add(&names::MOUNTS, &[], mounts.len() as u64);
+        for mounted in mounts {
+            let Some(reader) = mounted.reader() else { continue };
+            let at = mounted.at().display().to_string();
+            let labels = [mounted.layer.to_string(), at];
+            let labels = labels.each_ref().map(String::as_str);
+            scrape.add(&names::SIZE, &labels, reader.size());
+            scrape.add(&names::FETCHED_SIZE, &labels, reader.fetched_bytes());
+        }
+        scrape.add(&names::CACHE, &[], self.pool().cache().usage());
+        scrape.add(&names::IN_FLIGHT, &[], self.pool().gauges().bytes);
     }
 
     fn is_needed(&self, ztoc: &Digest) -> bool {
@@ -210,8 +217,10 @@ impl Live {
         sources
     }
 
-    fn meter(&self, layer: &Digest) -> Option<Arc<dyn soci_fs::FsMeter>> {
-        self.fs_meters.as_ref().map(|meters| meters.layer(layer))
+    /// Returns the meter of a layer's file system, and introduces the layer to the metrics.
+    fn meter(&self, ztoc: &Digest, layer: &Digest, image: Option<&Digest>) -> Arc<dyn soci_fs::FsMeter> {
+        self.metrics.introduce(ztoc, layer);
+        self.metrics.file_system(layer, image)
     }
 
     /// Notes a new mount and starts what it does in the background.
@@ -308,7 +317,7 @@ impl Live {
             decoded,
             disable_xattrs: ready.disable_xattrs,
             sources: self.sources(image, &layer.layer, layer_size).await,
-            meter: self.meter(&layer.layer),
+            meter: Some(self.meter(&ready.digest, &layer.layer, Some(&layer.manifest))),
         };
         let (ground, at) = (Arc::clone(&self.ground), at.clone());
         let mounted = tokio::task::spawn_blocking(move || {
@@ -328,6 +337,25 @@ impl Live {
         Ok((mounted, implied, layer_size))
     }
 
+    async fn try_unpack(
+        &self,
+        layer: &LayerRequest,
+        below: &[Ancestor],
+        at: &SnapshotDir,
+    ) -> Result<Usage, UnpackError> {
+        let image = self
+            .image(layer)
+            .await
+            .map_err(|error| UnpackError { kind: resolve_kind(error.kind), message: chain(&error) })?;
+        let layers =
+            self.beneath(below).map_err(|message| UnpackError { kind: SetbackKind::Local, message })?;
+        let opaque = match self.ground.opaque {
+            OpaqueXattr::Trusted => soci_layer::unpack::OpaqueXattr::Trusted,
+            OpaqueXattr::User => soci_layer::unpack::OpaqueXattr::User,
+        };
+        unpack::unpack(&image, &layer.layer, Arc::new(layers) as Arc<dyn Below>, opaque, at).await
+    }
+
     async fn try_restore(&self, record: &MountRecord, at: &SnapshotDir) -> Result<(), String> {
         self.needed.lock().insert(at.id(), record.ztoc);
         let old = self.mounts.lock().remove(&at.id());
@@ -339,7 +367,8 @@ impl Live {
         }
         let (ground, ztocs, at_dir, record) =
             (Arc::clone(&self.ground), Arc::clone(&self.ztocs), at.clone(), record.clone());
-        let meter = self.meter(&record.layer);
+        let image = record.references.first().map(|reference| &reference.manifest);
+        let meter = Some(self.meter(&record.ztoc, &record.layer, image));
         let mounted = tokio::task::spawn_blocking(move || {
             drop(old);
             mounted::clear(&at_dir).map_err(|error| chain(&error))?;
@@ -380,9 +409,13 @@ impl LayerProvider for Live {
         below: &[Ancestor],
         at: &SnapshotDir,
     ) -> Result<MountRecord, LazyError> {
-        self.try_mount(layer, below, at)
-            .await
-            .map_err(|failed| LazyError { kind: failed.kind, message: failed.message })
+        let started = Instant::now();
+        let mounted = self.try_mount(layer, below, at).await;
+        match &mounted {
+            Ok(_) => self.metrics.mounted(&layer.layer, started.elapsed()),
+            Err(_) => self.metrics.add(&names::OPERATIONS, &["", "fuse_mount_failure_count"], 1),
+        }
+        mounted.map_err(|failed| LazyError { kind: failed.kind, message: failed.message })
     }
 
     async fn unpack(
@@ -391,17 +424,11 @@ impl LayerProvider for Live {
         below: &[Ancestor],
         at: &SnapshotDir,
     ) -> Result<Usage, UnpackError> {
-        let image = self
-            .image(layer)
-            .await
-            .map_err(|error| UnpackError { kind: resolve_kind(error.kind), message: chain(&error) })?;
-        let layers =
-            self.beneath(below).map_err(|message| UnpackError { kind: SetbackKind::Local, message })?;
-        let opaque = match self.ground.opaque {
-            OpaqueXattr::Trusted => soci_layer::unpack::OpaqueXattr::Trusted,
-            OpaqueXattr::User => soci_layer::unpack::OpaqueXattr::User,
-        };
-        unpack::unpack(&image, &layer.layer, Arc::new(layers) as Arc<dyn Below>, opaque, at).await
+        let unpacked = self.try_unpack(layer, below, at).await;
+        if unpacked.is_err() {
+            self.metrics.add(&names::OPERATIONS, &["", "local_mount_failure_count"], 1);
+        }
+        unpacked
     }
 
     async fn restore(&self, record: &MountRecord, at: &SnapshotDir) -> Result<(), RestoreError> {
@@ -431,6 +458,9 @@ impl LayerProvider for Live {
 
     async fn unmount(&self, at: &SnapshotDir) -> Result<(), ReleaseError> {
         let mounted = self.mounts.lock().remove(&at.id());
+        if let Some(mounted) = &mounted {
+            self.metrics.forget(&mounted.layer);
+        }
         let at = at.clone();
         let cleared = tokio::task::spawn_blocking(move || {
             let cleared = mounted::clear(&at).map_err(|error| chain(&error));

@@ -6,21 +6,26 @@ use std::sync::Arc;
 use anyhow::Context;
 use soci_auth::{AuthBoard, Authenticator};
 use soci_registry::settings::{BlobSettings, HttpSettings, Insecure, Mirror, Retries};
-use soci_registry::{Meters, Registry, Settings};
+use soci_registry::{Registry, Settings};
 
 use crate::Config;
 use crate::config::checked::{Http, Limit};
 use crate::keychains;
+use crate::metrics::Metrics;
 
 /// Returns the client of all registries. Opens no connection.
 ///
 /// # Errors
 /// With the setting that makes no sense.
-pub fn client(config: &Config, meters: Arc<dyn Meters>) -> anyhow::Result<Registry> {
+pub fn client(config: &Config, metrics: &Metrics) -> anyhow::Result<Registry> {
     let board = Arc::new(AuthBoard::new());
-    let chain = keychains::chain(config, &board, &|name| std::env::var_os(name));
-    let authenticator = Authenticator::new(chain, board, soci_auth::Settings::default());
-    Registry::new(settings(config)?, authenticator, meters).context("registry settings")
+    let chain = keychains::chain(config, &board, metrics, &|name| std::env::var_os(name));
+    let authenticator = Authenticator::new(
+        chain,
+        board,
+        soci_auth::Settings { meters: Arc::new(metrics.clone()), ..soci_auth::Settings::default() },
+    );
+    Registry::new(settings(config)?, authenticator, Arc::new(metrics.clone())).context("registry settings")
 }
 
 fn settings(config: &Config) -> anyhow::Result<Settings> {

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Parser;
 use sd_notify::NotifyState;
-use soci_registry::NoMeters;
-use soci_snapshotter::LayerProvider;
 use soci_snapshotter::service::Unmount;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::args::{self, Args, Command, ConfigCommand};
+use crate::config::checked::Listen;
 use crate::config::{self, Raw, dump};
 use crate::daemon::{Daemon, Options};
-use crate::live::{self, Live};
+use crate::live::Live;
+use crate::metrics::text::Scrape;
+use crate::metrics::{self, Metrics};
 use crate::{logging, overlay, registries};
 
 /// How long threads that still work on the disk are waited for at the end.
@@ -64,7 +66,7 @@ fn serve(args: &Args) -> anyhow::Result<()> {
         .thread_name("soci")
         .build()
         .context("start threads")?;
-    let options = Options { address, root: args.root.clone(), config };
+    let options = Options { address, root: args.root.clone(), config, metrics: Metrics::default() };
     let result = runtime.block_on(until_signal(options));
     // Work on the disk that was cut is as after a crash: what is recorded is whole.
     runtime.shutdown_timeout(LAST_WORK);
@@ -74,7 +76,22 @@ fn serve(args: &Args) -> anyhow::Result<()> {
 async fn until_signal(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
-    let start = Daemon::start(options, provider);
+    let (listen, metrics) = (options.config.metrics.clone(), options.metrics.clone());
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    let start = async {
+        let mut live = None;
+        let daemon = Daemon::start(options, |options| {
+            let layers = layers(options)?;
+            live = Some(Arc::clone(&layers));
+            Ok(layers)
+        })
+        .await?;
+        if let Some(live) = live {
+            serve_metrics(&listen, metrics, live, stop).await?;
+        }
+        anyhow::Ok(daemon)
+    };
     let mut daemon = tokio::select! {
         started = start => started?,
         stopped = first(&mut interrupt, &mut terminate) => {
@@ -100,14 +117,27 @@ async fn until_signal(options: Options) -> anyhow::Result<()> {
 }
 
 /// Returns the layers that a daemon serves.
-///
-/// # Errors
-/// With the setting or directory that cannot be used.
-pub fn provider(options: &Options) -> anyhow::Result<Arc<dyn LayerProvider>> {
-    let config = &options.config;
-    let registry = registries::client(config, Arc::new(NoMeters))?;
-    let parts = live::Parts { registry, meters: soci_layer::Meters::default(), fs_meters: None };
-    Ok(Live::open(&options.root, config, overlay::in_user_namespace(), parts)?)
+fn layers(options: &Options) -> anyhow::Result<Arc<Live>> {
+    let registry = registries::client(&options.config, &options.metrics)?;
+    let userxattr = overlay::in_user_namespace();
+    Live::open(&options.root, &options.config, userxattr, registry, options.metrics.clone())
+}
+
+/// Serves metrics where the configuration says so.
+async fn serve_metrics(
+    listen: &Option<Listen>,
+    metrics: Metrics,
+    live: Arc<Live>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let Some(listen) = listen else { return Ok(()) };
+    let render = move || {
+        let mut scrape = Scrape::default();
+        metrics.collect(&mut scrape);
+        live.collect(&mut scrape);
+        scrape.text()
+    };
+    metrics::serve::serve(listen, Arc::new(render), stop).await
 }
 
 struct Stopped {

@@ -20,6 +20,7 @@ use soci_testkit::layer_gen::{Attr, Layer, LayerBuilder, Numbers};
 use soci_testkit::{AuthMode, Listener, Options, TestRegistry, mounts};
 use support::image::{Published, publish};
 use support::{Client, client};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{Code, Request};
 
 const CONFIG: &str = "[background_fetch]\ndisable = true\n[content_store]\ncontainerd_address = '/nonexistent/c.sock'\n\
@@ -41,7 +42,9 @@ impl Stage {
             json!({ "auths": { registry.host(): { "username": "reader", "password": "pass-word-1" } } });
         std::fs::write(dir.path().join("config.json"), login.to_string()).unwrap();
         std::fs::write(dir.path().join("ca.pem"), registry.ca_pem()).unwrap();
-        std::fs::write(dir.path().join("config.toml"), config).unwrap();
+        let metrics = dir.path().join("m.sock");
+        let metrics = format!("metrics_network = 'unix'\nmetrics_address = '{}'\n", metrics.display());
+        std::fs::write(dir.path().join("config.toml"), metrics + config).unwrap();
         let (child, log) = launch(dir.path());
         let client = client(&dir.path().join("s.sock")).await;
         Self { dir, child, log, client }
@@ -130,6 +133,15 @@ impl Stage {
 
     fn unmount(&self) {
         rustix::mount::unmount(self.dir.path().join("merged"), UnmountFlags::DETACH).unwrap();
+    }
+
+    async fn metrics(&self) -> String {
+        let mut stream = tokio::net::UnixStream::connect(self.dir.path().join("m.sock")).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        text
     }
 
     fn fuse_mounts(&self) -> usize {
@@ -246,6 +258,20 @@ async fn a_private_image_is_pulled_read_and_read_again_without_the_registry() {
     let reader = Arc::clone(&read);
     tokio::task::spawn_blocking(move || reader(merged)).await.unwrap();
     stage.unmount();
+    let metrics = stage.metrics().await;
+    let layer = &published.image.layers[0].digest;
+    for part in [
+        format!("soci_fs_layer_size_bytes{{digest=\"{layer}\",mountpoint=\""),
+        format!("soci_fs_operation_count{{layer=\"{layer}\",operation_type=\"synchronous_read_count\"}}"),
+        format!(
+            "soci_fs_operation_duration_milliseconds_count{{layer=\"{layer}\",operation_type=\"mount\"}} 1"
+        ),
+        "soci_pull_verdicts_total{verdict=\"lazy\",reason=\"no-ztoc\"} 1".to_owned(),
+        "soci_auth_lookups_total{option=\"docker-config\",outcome=\"found\"}".to_owned(),
+        "soci_mounted_layers 2".to_owned(),
+    ] {
+        assert!(metrics.contains(&part), "{part} in\n{metrics}");
+    }
     for line in stage.log.lock().unwrap().iter() {
         assert!(!line.to_string().contains("pass-word-1"), "{line}");
     }

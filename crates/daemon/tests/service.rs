@@ -23,6 +23,7 @@ fn options(root: &std::path::Path) -> Options {
     Options {
         address: root.join("run/s.sock").display().to_string().parse().unwrap(),
         root: root.join("state"),
+        metrics: Default::default(),
         config: Config { check_overlay: false, ..Config::check(&Raw::default()).unwrap() },
     }
 }

@@ -95,6 +95,11 @@ impl Mounted {
         self.readers.last()
     }
 
+    /// Returns where it is mounted.
+    pub fn at(&self) -> &std::path::Path {
+        self.session.at()
+    }
+
     /// Whether the mount is still there.
     pub fn serves(&self) -> bool {
         !self.session.has_ended()

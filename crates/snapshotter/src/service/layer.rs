@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use soci_oci::labels;
 
-use super::{Inner, Prepare, Snapshotter, VERDICT_LABEL, blocking, kept};
+use super::{Inner, Prepare, Snapshotter, VERDICT_LABEL, blocking, kept, own_like_parent};
 use crate::error::chain;
 use crate::mounts::Mount;
 use crate::plan::{self, LayerRequest, Next, PreparePlan, Reason, ResolveErrorKind, Setback};
@@ -129,6 +129,7 @@ impl Inner {
         let store = Arc::clone(&self.store);
         blocking(move || {
             let draft = store.draft(parent.as_deref())?;
+            own_like_parent(&store, &draft)?;
             let below = match &parent {
                 Some(parent) => store.chain(parent)?,
                 None => Vec::new(),

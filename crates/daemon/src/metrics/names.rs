@@ -1,0 +1,50 @@
+//! Every family that the endpoint may show. Names and operation types that the Go daemon has are its own.
+
+use super::text::{Family, Kind};
+
+macro_rules! families {
+    ($($constant:ident = $name:literal $kind:ident [$($label:literal),*] $help:literal;)*) => {
+        $(#[doc = $help] pub static $constant: Family =
+            Family { name: $name, kind: Kind::$kind, help: $help, labels: &[$($label),*] };)*
+
+        /// All of them.
+        pub static ALL: &[&Family] = &[$(&$constant),*];
+    };
+}
+
+families! {
+    OPERATIONS = "soci_fs_operation_count" Counter ["layer", "operation_type"]
+        "Operations, by layer; of the whole daemon where the layer is empty.";
+    MILLISECONDS = "soci_fs_operation_duration_milliseconds" Histogram ["layer", "operation_type"]
+        "Duration of slow operations in milliseconds.";
+    MICROSECONDS = "soci_fs_operation_duration_microseconds" Histogram ["layer", "operation_type"]
+        "Duration of fast operations in microseconds.";
+    SERVED = "soci_fs_bytes_served" Counter ["layer", "operation_type"]
+        "Bytes of files that readers were given.";
+    FETCHED_SIZE = "soci_fs_layer_fetched_size_bytes" Gauge ["digest", "mountpoint"]
+        "Compressed bytes of a mounted layer that are cached.";
+    SIZE = "soci_fs_layer_size_bytes" Gauge ["digest", "mountpoint"]
+        "Compressed size of a mounted layer in bytes.";
+    IMAGE_OPERATIONS = "soci_fs_image_operation_count_key" Counter ["image", "operation_type"]
+        "Operations of the file systems of an image, by its manifest's digest.";
+    VERDICTS = "soci_pull_verdicts_total" Counter ["verdict", "reason"]
+        "Pulls, by what became of them and the weightiest reason.";
+    LOOKUPS = "soci_auth_lookups_total" Counter ["option", "outcome"]
+        "Lookups of registry logins, by option and outcome.";
+    GRANTS = "soci_auth_grants_total" Counter ["outcome"]
+        "Grants asked of registries' authorization services.";
+    REQUESTS = "soci_registry_requests_total" Counter ["operation", "status"]
+        "Requests to registries, by class of status.";
+    RECEIVED = "soci_registry_received_bytes_total" Counter []
+        "Bytes of blobs received from registries.";
+    CACHE = "soci_span_cache_bytes" Gauge []
+        "Bytes of the span cache on disk.";
+    MOUNTS = "soci_mounted_layers" Gauge []
+        "Layers mounted and served.";
+    IN_FLIGHT = "soci_fetch_bytes_in_flight" Gauge []
+        "Bytes of spans being fetched or inflated.";
+    RESIDENT = "process_resident_memory_bytes" Gauge []
+        "Resident memory in bytes.";
+    DESCRIPTORS = "process_open_fds" Gauge []
+        "Open file descriptors.";
+}

@@ -55,7 +55,28 @@ impl Repository {
             accepting(Call::read(Operation::Referrers, Method::GET, format!("referrers/{subject}")));
         call.query.push(("artifactType", artifact_type.to_owned()));
         let mut journey = Journey::default();
-        let mut reply = self.session.call(&call, &mut journey, ctx).await?;
+        let first = self.session.call(&call, &mut journey, ctx).await?;
+        let mirror = first.host.is_mirror();
+        let found = self.pages(first, artifact_type, &call, &mut journey, ctx).await?;
+        if !found.is_empty() || !mirror {
+            return Ok(found);
+        }
+        // Mirrors serve what was read through them; that nothing refers to an image only its registry can say.
+        call.past_mirrors = true;
+        let first = self.session.call(&call, &mut journey, ctx).await?;
+        self.pages(first, artifact_type, &call, &mut journey, ctx).await
+    }
+
+    /// Reads a list from its first page on.
+    async fn pages(
+        &self,
+        first: Reply,
+        artifact_type: &str,
+        call: &Call,
+        journey: &mut Journey,
+        ctx: &FetchContext,
+    ) -> Result<Vec<Descriptor>, CallError> {
+        let mut reply = first;
         let mut found = Vec::new();
         for _ in 0..MAX_PAGES {
             let next = next_page(&reply);
@@ -76,7 +97,7 @@ impl Repository {
                 return Ok(found);
             }
             let Some(url) = next else { return Ok(found) };
-            reply = self.session.at(&at.0, &at.1, url, &call, &mut journey, ctx).await?;
+            reply = self.session.at(&at.0, &at.1, url, call, journey, ctx).await?;
         }
         Ok(found)
     }

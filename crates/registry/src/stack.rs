@@ -46,6 +46,8 @@ pub(crate) struct Call {
     pub(crate) expect: Expect,
     /// Set when an earlier answer said where to go on: no other host is asked then.
     pub(crate) fixed: Option<Fixed>,
+    /// Whether mirrors are passed over.
+    pub(crate) past_mirrors: bool,
 }
 
 /// An address that a host named, on its own origin or elsewhere.
@@ -200,6 +202,7 @@ impl Call {
             access: Access::Pull,
             expect: Expect::Anything,
             fixed: None,
+            past_mirrors: false,
         }
     }
 }

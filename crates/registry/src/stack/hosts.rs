@@ -77,6 +77,9 @@ pub(crate) async fn walk(
     };
     let mut serving: Vec<(usize, &Arc<Host>)> =
         list.iter().enumerate().filter(|(_, host)| host.serves(call.operation)).collect();
+    if call.past_mirrors {
+        serving.retain(|(_, host)| !host.is_mirror());
+    }
     if serving.is_empty() {
         let message = format!(
             "{} of {}: no host configured for {registry} has that capability; extend capabilities in its hosts.toml",

@@ -45,6 +45,28 @@ async fn a_mirror_is_asked_first_and_told_for_whom() {
 }
 
 #[tokio::test]
+async fn that_nothing_refers_to_an_image_is_not_taken_from_a_mirror() {
+    let (registry, mirror, _) = pair(Options::default()).await;
+    let client = mirrored(&registry, mirror.url(Listener::Registry));
+    let subject = digest(&registry.put_manifest("team/app", "1", media_type::OCI_INDEX, INDEX));
+    let referrer = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{}","artifactType":"application/x","config":{{"mediaType":"application/x","digest":"{subject}","size":2}},"layers":[],"subject":{{"mediaType":"{}","digest":"{subject}","size":{}}}}}"#,
+        media_type::OCI_MANIFEST,
+        media_type::OCI_INDEX,
+        INDEX.len(),
+    );
+    let named = soci_oci::Digest::of(referrer.as_bytes()).to_string();
+    registry.put_manifest("team/app", &named, media_type::OCI_MANIFEST, referrer.clone());
+    let repository = client.repository(&registry.image("team/app"));
+    let found = repository.referrers(&subject, "application/x", &context()).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!((mirror.log().len(), registry.log().len()), (1, 1), "the mirror was asked first");
+    mirror.put_manifest("team/app", &named, media_type::OCI_MANIFEST, referrer);
+    assert_eq!(repository.referrers(&subject, "application/x", &context()).await.unwrap().len(), 1);
+    assert_eq!(registry.log().len(), 1, "a mirror that lists some is believed");
+}
+
+#[tokio::test]
 async fn a_mirror_that_is_down_costs_one_attempt() {
     let (registry, mirror, name) = pair(Options::default()).await;
     let client = mirrored(&registry, mirror.url(Listener::Registry));

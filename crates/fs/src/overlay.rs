@@ -54,9 +54,10 @@ pub(crate) fn meaning(name: &[u8]) -> Meaning<'_> {
     }
 }
 
-/// Whether an image may bring the extended attribute `name`.
+/// Whether an image may bring the extended attribute `name`: not those that overlayfs acts on, and none of the `trusted`
+/// class, which containerd's unpack does not set either.
 pub(crate) fn allowed(name: &[u8]) -> bool {
-    !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay.")
+    !name.starts_with(b"trusted.") && !name.starts_with(b"user.overlay.")
 }
 
 #[cfg(test)]
@@ -76,8 +77,9 @@ mod tests {
     }
 
     #[test]
-    fn only_overlayfs_attributes_are_withheld() {
+    fn attributes_of_overlayfs_and_of_the_trusted_class_are_withheld() {
         assert!(!allowed(b"trusted.overlay.redirect") && !allowed(b"user.overlay.opaque"));
-        assert!(allowed(b"trusted.other") && allowed(b"security.capability") && allowed(b"user.overlays"));
+        assert!(!allowed(b"trusted.other"));
+        assert!(allowed(b"trustedx") && allowed(b"security.capability") && allowed(b"user.overlays"));
     }
 }

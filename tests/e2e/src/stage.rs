@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -283,6 +284,7 @@ pub fn write_docker_config(directory: &Path, hosts: &[&str], login: Option<(&str
     }
     let unfinished = directory.join("config.json.new");
     std::fs::write(&unfinished, json!({"auths": auths}).to_string())?;
+    std::fs::set_permissions(&unfinished, std::fs::Permissions::from_mode(0o600))?;
     std::fs::rename(&unfinished, directory.join("config.json"))?;
     Ok(())
 }

@@ -73,6 +73,15 @@ pub trait ContentStore: Send + Sync + Debug {
         labels: &[(String, String)],
     ) -> Result<(), StoreError>;
 
+    /// Whether the content of `descriptor` is there; if so, it is kept from containerd's collector as long as the lease
+    /// lives that this store writes under. What is found otherwise may be collected before it is referred to.
+    ///
+    /// # Errors
+    /// When the store cannot say.
+    async fn pin(&self, descriptor: &Descriptor) -> Result<bool, StoreError> {
+        Ok(self.info(&descriptor.digest).await?.is_some())
+    }
+
     /// Merges `labels` into those of `digest`.
     ///
     /// # Errors

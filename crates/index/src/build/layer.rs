@@ -188,6 +188,10 @@ async fn reuse(
     stores: &Stores,
     options: &BuildOptions,
 ) -> Result<Option<Outcome>, StoreError> {
+    let mut descriptor = Descriptor::new(media_type::ZTOC, ztoc.digest, ztoc.size);
+    if !stores.artifacts.pin(&descriptor).await? {
+        return Ok(None);
+    }
     let mut disable_xattrs = false;
     if options.xattr {
         let bytes = stores.artifacts.read(&ztoc.digest, crate::resolve::MAX_ZTOC_SIZE).await;
@@ -195,7 +199,6 @@ async fn reuse(
         let Ok(decoded) = Ztoc::decode(bytes, &DecodeLimits::default()) else { return Ok(None) };
         disable_xattrs = !needs_xattrs(&decoded);
     }
-    let mut descriptor = Descriptor::new(media_type::ZTOC, ztoc.digest, ztoc.size);
     annotate(&mut descriptor, layer, span_size, disable_xattrs);
     let line = format!("layer {} -> ztoc {} (already exists)", layer.digest, ztoc.digest);
     Ok(Some(Outcome::Built { descriptor: Box::new(descriptor), line }))

@@ -134,6 +134,12 @@ impl Content {
     }
 }
 
+/// Returns a name for a write, its own each time: two that write the same content do not wait for each other.
+fn reference(digest: &Digest) -> String {
+    let random = RandomState::new().hash_one(SystemTime::now());
+    format!("soci-{}-{random:016x}", digest.hex())
+}
+
 impl Content {
     /// Tells containerd to forget an unfinished write; if it cannot be told, the lease or its own clean-up does.
     async fn abort(&self, reference: &str) {
@@ -253,9 +259,7 @@ impl ContentStore for Content {
         mut stream: BlobStream,
         labels: &[(String, String)],
     ) -> Result<(), StoreError> {
-        // A name of its own for each write: two that write the same content do not wait for each other.
-        let random = RandomState::new().hash_one(SystemTime::now());
-        let reference = format!("soci-{}-{random:016x}", descriptor.digest.hex());
+        let reference = reference(&descriptor.digest);
         match self.write(descriptor, &reference, &mut stream, labels).await {
             Ok(true) => Ok(()),
             Ok(false) => self.label(&descriptor.digest, labels).await,
@@ -263,6 +267,21 @@ impl ContentStore for Content {
                 self.abort(&reference).await;
                 Err(error)
             }
+        }
+    }
+
+    async fn pin(&self, descriptor: &Descriptor) -> Result<bool, StoreError> {
+        // An attempt to write what is there adds it to the lease; what is not there is not written.
+        let reference = reference(&descriptor.digest);
+        let nothing = FetchError::new(FetchErrorKind::NotFound, "nothing is to be written");
+        let mut stream: BlobStream = futures::stream::iter([Err(nothing)]).boxed();
+        match self.write(descriptor, &reference, &mut stream, &[]).await {
+            Ok(written) => Ok(!written || self.info(&descriptor.digest).await?.is_some()),
+            Err(StoreError::Source { .. }) => {
+                self.abort(&reference).await;
+                Ok(false)
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -370,9 +389,11 @@ impl Blob {
                 }
             };
             let next = at.saturating_add(message.data.len() as u64);
-            if u64::try_from(message.offset) != Ok(at) || message.data.is_empty() || next > end {
+            // The offset that a message names counts from the start of the content or of the range, by version: the order
+            // of messages is what counts.
+            if message.data.is_empty() || next > end {
                 let text =
-                    format!("{what}: containerd sent {} bytes at {}", message.data.len(), message.offset);
+                    format!("{what}: containerd sent {} bytes, {} are left", message.data.len(), end - at);
                 return fail(FetchErrorKind::Protocol, text);
             }
             Some((Ok(Bytes::from(message.data)), (Some(messages), next, end, containerd, what)))

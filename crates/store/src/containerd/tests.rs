@@ -125,7 +125,7 @@ impl ContentService for Fake {
         let (bytes, _) = state.blobs.get(&digest).ok_or_else(|| Status::not_found("no such content"))?;
         let (start, len) = (usize::try_from(offset).unwrap(), usize::try_from(size).unwrap());
         let range = bytes[start..start + len.min(state.cut.unwrap_or(len))].to_vec();
-        let mut at = offset;
+        let mut at = 0; // as containerd 1.6 counts: from the start of the range
         let messages: Vec<_> = range
             .chunks(100_000)
             .map(|data| {
@@ -323,6 +323,22 @@ async fn writes_run_under_the_lease_and_it_ends() {
     while !fake.state().leases.is_empty() {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn pinning_asks_to_write_and_writes_nothing() {
+    let (_directory, fake, containerd) = serve();
+    let lease = containerd.lease().await.unwrap();
+    let content = containerd.with_lease(&lease).content();
+    let (descriptor, bytes) = big();
+    assert!(!content.pin(&descriptor).await.unwrap());
+    assert_eq!(fake.state().aborted.len(), 1);
+    assert!(fake.state().blobs.is_empty());
+    content.put(&descriptor, bytes, &[]).await.unwrap();
+    assert!(content.pin(&descriptor).await.unwrap());
+    let state = fake.state();
+    assert_eq!((state.aborted.len(), state.writes), (1, 3));
+    assert_eq!(state.last_headers.1.as_deref(), Some(lease.id()));
 }
 
 #[tokio::test]

@@ -226,7 +226,7 @@ fn an_index_is_pushed_with_the_credentials_that_are_meant() {
     );
     assert!(lines.contains(&format!("pushing soci index with digest: {first}\n")), "{lines}");
     assert!(lines.ends_with(&format!("successfully pushed artifact with digest: {first}\n")), "{lines}");
-    assert_eq!(world.indexes_in_registry(), [first.clone()]);
+    assert_eq!(world.indexes_in_registry(), std::slice::from_ref(&first));
     let aws = "x".repeat(2500);
     for (user, password) in [("AWS", aws.as_str()), ("user", "pa:ss")] {
         world.registry.rotate_password(user, password);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use soci_auth::keychain::cri::CriStore;
 use soci_snapshotter::service::{Restored, Unmount};
 use soci_snapshotter::verdict::Observer;
 use soci_snapshotter::{LayerProvider, PullModes, Settings, Snapshotter, Verdict};
@@ -19,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::config::Config;
+use crate::cri::{Backend, ImageServiceV1, ImageServiceV1Alpha2, Relay, RuntimeService};
 use crate::grpc::Service;
 use crate::lock::RootLock;
 use crate::metrics::Metrics;
@@ -30,6 +32,10 @@ use crate::serve::{self, Address};
 const DRAIN: Duration = Duration::from_secs(5);
 /// The largest message accepted, in bytes, as containerd has it.
 const MAX_MESSAGE: usize = 16 << 20;
+/// Calls at once on one connection: pulls wait for the snapshot calls that they cause.
+const MAX_CALLS: u32 = 4096;
+/// HTTP/2 window: a list of images may be 16 MiB.
+const WINDOW: u32 = 16 << 20;
 
 /// What a daemon is made of.
 #[derive(Debug)]
@@ -44,6 +50,21 @@ pub struct Options {
     pub metrics: Metrics,
 }
 
+/// What a daemon is wired to.
+#[derive(Debug)]
+pub struct Wiring {
+    /// Makes layers appear.
+    pub provider: Arc<dyn LayerProvider>,
+    /// What the kubelet's pulls leave their credentials in, where that option is on.
+    pub pulls: Option<Arc<CriStore>>,
+}
+
+impl From<Arc<dyn LayerProvider>> for Wiring {
+    fn from(provider: Arc<dyn LayerProvider>) -> Self {
+        Self { provider, pulls: None }
+    }
+}
+
 /// A daemon that serves.
 #[derive(Debug)]
 pub struct Daemon {
@@ -55,13 +76,13 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a daemon whose layers come from what `provider` makes, given the root directory.
+    /// Starts a daemon whose layers come from what `wire` returns.
     ///
     /// # Errors
     /// With the step that failed and what to do about it.
-    pub async fn start<F>(options: Options, provider: F) -> anyhow::Result<Self>
+    pub async fn start<F>(options: Options, wire: F) -> anyhow::Result<Self>
     where
-        F: FnOnce(&Options) -> anyhow::Result<Arc<dyn LayerProvider>>,
+        F: FnOnce(&Options) -> anyhow::Result<Wiring>,
     {
         let root = options.root.join("snapshotter");
         make_private(&options.root).with_context(|| format!("root directory {:?}", options.root))?;
@@ -74,7 +95,7 @@ impl Daemon {
         } else {
             tracing::warn!("skipped snapshotter is supported check");
         }
-        let provider = provider(&options)?;
+        let Wiring { provider, pulls } = wire(&options)?;
         let settings = Settings {
             modes: PullModes { min_layer_size: options.config.min_layer_size, strict: options.config.strict },
             userxattr,
@@ -91,12 +112,21 @@ impl Daemon {
         let (stop, stopped) = oneshot::channel::<()>();
         let service =
             SnapshotsServer::new(Service(snapshotter.clone())).max_decoding_message_size(MAX_MESSAGE);
-        let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming_shutdown(
-            UnixListenerStream::new(listener),
-            async move {
+        let relay = pulls.zip(options.config.cri.as_deref()).map(|(store, backend)| {
+            tracing::info!(backend = %backend.display(), "image calls are forwarded to containerd");
+            Relay::new(Arc::new(Backend::new(backend)), store)
+        });
+        let server = tonic::transport::Server::builder()
+            .max_concurrent_streams(MAX_CALLS)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .add_service(service)
+            .add_optional_service(relay.clone().map(ImageServiceV1))
+            .add_optional_service(relay.clone().map(ImageServiceV1Alpha2))
+            .add_optional_service(relay.map(|_| RuntimeService))
+            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
                 let _ = stopped.await;
-            },
-        );
+            });
         let server = tokio::spawn(server);
         let restorer = snapshotter.clone();
         let restore = tokio::spawn(async move {

@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod config;
+mod cri;
 pub mod daemon;
 pub mod grpc;
 pub mod keychains;

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use soci_auth::AuthBoard;
+use soci_auth::board::Pin;
 use soci_fs::{FuseHub, HeaderCheck, OpaqueXattr};
 use soci_layer::unpack::Below;
 use soci_layer::{CacheSettings, LayerPool, Settings as ReaderSettings, SpanCache};
@@ -56,6 +58,8 @@ const SWEEP: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Live {
     registry: Registry,
+    /// Told which images are in use.
+    board: Arc<AuthBoard>,
     containerd: Containerd,
     soci: Arc<dyn ContentStore>,
     ztocs: Arc<Ztocs>,
@@ -66,6 +70,8 @@ pub struct Live {
     mount_timeout: Duration,
     /// By snapshot.
     mounts: Mutex<HashMap<u64, Arc<Mounted>>>,
+    /// By snapshot: keeps the credentials of pulls that its layer may still need.
+    pins: Mutex<HashMap<u64, Vec<Pin>>>,
     /// The zTOC of each lazy snapshot there is, mounted or not.
     needed: Mutex<HashMap<u64, Digest>>,
     tracker: TaskTracker,
@@ -82,6 +88,7 @@ impl Live {
         config: &Config,
         userxattr: bool,
         registry: Registry,
+        board: Arc<AuthBoard>,
         metrics: Metrics,
     ) -> anyhow::Result<Arc<Self>> {
         let ztocs = Arc::new(Ztocs::open(root).with_context(|| format!("zTOCs beneath {root:?}"))?);
@@ -111,6 +118,7 @@ impl Live {
         };
         let live = Arc::new(Self {
             registry,
+            board,
             containerd: Containerd::connect(&config.containerd, "default"),
             soci: Arc::new(soci),
             ztocs,
@@ -120,6 +128,7 @@ impl Live {
             background: config.background_fetch,
             mount_timeout: config.mount_timeout,
             mounts: Mutex::default(),
+            pins: Mutex::default(),
             needed: Mutex::default(),
             tracker,
             stop,
@@ -267,6 +276,7 @@ impl Live {
         let (mounted, implied, layer_size) = mounted?;
         let prefetch = prefetch(&ready, &mounted);
         let mounted = self.admit(at, mounted, prefetch);
+        self.pins.lock().insert(at.id(), vec![self.board.pin(&layer.image.key())]);
         Ok(MountRecord {
             references: vec![Reference {
                 namespace: layer.namespace.clone(),
@@ -360,11 +370,14 @@ impl Live {
         self.needed.lock().insert(at.id(), record.ztoc);
         let old = self.mounts.lock().remove(&at.id());
         let mut sources: Vec<Arc<dyn BlobSource>> = Vec::new();
+        let mut pins = Vec::new();
         for reference in record.references.iter().rev() {
             let image: ImageRef =
                 reference.image.parse().map_err(|error| chain_of(&error, "image of the record"))?;
             sources.push(self.registry.repository(&image).blob(&record.layer, record.layer_size));
+            pins.push(self.board.pin(&image.key()));
         }
+        self.pins.lock().insert(at.id(), pins);
         let (ground, ztocs, at_dir, record) =
             (Arc::clone(&self.ground), Arc::clone(&self.ztocs), at.clone(), record.clone());
         let image = record.references.first().map(|reference| &reference.manifest);
@@ -474,6 +487,7 @@ impl LayerProvider for Live {
 
     async fn release(&self, at: &SnapshotDir) -> Result<(), ReleaseError> {
         self.unmount(at).await?;
+        self.pins.lock().remove(&at.id());
         let ztoc = self.needed.lock().remove(&at.id());
         if let Some(ztoc) = ztoc {
             let leftovers = Leftovers {

@@ -4,22 +4,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
-use soci_auth::{AuthBoard, Authenticator};
+use soci_auth::{AuthBoard, Authenticator, KeychainChain};
 use soci_registry::settings::{BlobSettings, HttpSettings, Insecure, Mirror, Retries};
 use soci_registry::{Registry, Settings};
 
 use crate::Config;
 use crate::config::checked::{Http, Limit};
-use crate::keychains;
 use crate::metrics::Metrics;
 
 /// Returns the client of all registries. Opens no connection.
 ///
 /// # Errors
 /// With the setting that makes no sense.
-pub fn client(config: &Config, metrics: &Metrics) -> anyhow::Result<Registry> {
-    let board = Arc::new(AuthBoard::new());
-    let chain = keychains::chain(config, &board, metrics, &|name| std::env::var_os(name));
+pub fn client(
+    config: &Config,
+    chain: KeychainChain,
+    board: Arc<AuthBoard>,
+    metrics: &Metrics,
+) -> anyhow::Result<Registry> {
     let authenticator = Authenticator::new(
         chain,
         board,

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Parser;
 use sd_notify::NotifyState;
+use soci_auth::AuthBoard;
+use soci_auth::keychain::cri::CriStore;
 use soci_snapshotter::service::Unmount;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -14,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{self, Args, Command, ConfigCommand};
 use crate::config::checked::Listen;
 use crate::config::{self, Raw, dump};
-use crate::daemon::{Daemon, Options};
+use crate::daemon::{Daemon, Options, Wiring};
+use crate::keychains::{self, Keychains};
 use crate::live::Live;
 use crate::metrics::text::Scrape;
 use crate::metrics::{self, Metrics};
@@ -82,9 +85,9 @@ async fn until_signal(options: Options) -> anyhow::Result<()> {
     let start = async {
         let mut live = None;
         let daemon = Daemon::start(options, |options| {
-            let layers = layers(options)?;
+            let (layers, pulls) = layers(options)?;
             live = Some(Arc::clone(&layers));
-            Ok(layers)
+            Ok(Wiring { provider: layers, pulls })
         })
         .await?;
         if let Some(live) = live {
@@ -116,11 +119,15 @@ async fn until_signal(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the layers that a daemon serves.
-fn layers(options: &Options) -> anyhow::Result<Arc<Live>> {
-    let registry = registries::client(&options.config, &options.metrics)?;
+/// Returns the layers that a daemon serves, and what pulls leave their credentials in.
+fn layers(options: &Options) -> anyhow::Result<(Arc<Live>, Option<Arc<CriStore>>)> {
+    let Options { config, metrics, .. } = options;
+    let board = Arc::new(AuthBoard::new());
+    let Keychains { chain, pulls } = keychains::open(config, &board, metrics, &|name| std::env::var_os(name));
+    let registry = registries::client(config, chain, Arc::clone(&board), metrics)?;
     let userxattr = overlay::in_user_namespace();
-    Live::open(&options.root, &options.config, userxattr, registry, options.metrics.clone())
+    let live = Live::open(&options.root, config, userxattr, registry, board, metrics.clone())?;
+    Ok((live, pulls))
 }
 
 /// Serves metrics where the configuration says so.

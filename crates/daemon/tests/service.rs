@@ -34,7 +34,7 @@ impl Bench {
     }
 
     async fn reopen(root: tempfile::TempDir, script: Script) -> Self {
-        let daemon = Daemon::start(options(root.path()), |_| Ok(script.shared())).await.unwrap();
+        let daemon = Daemon::start(options(root.path()), |_| Ok(script.shared().into())).await.unwrap();
         let client = client(&root.path().join("run/s.sock")).await;
         Self { root, daemon, client }
     }
@@ -162,7 +162,8 @@ async fn a_restart_finds_everything_and_a_second_daemon_is_refused() {
         address: bench.root.path().join("b.sock").display().to_string().parse().unwrap(),
         ..options(bench.root.path())
     };
-    let error = Daemon::start(second, |_| Ok(Script::default().shared())).await.unwrap_err().to_string();
+    let error =
+        Daemon::start(second, |_| Ok(Script::default().shared().into())).await.unwrap_err().to_string();
     assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
     bench.daemon.stop(Unmount::No).await;
     let mut bench = Bench::reopen(bench.root, Script::default()).await;

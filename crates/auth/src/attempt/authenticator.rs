@@ -68,10 +68,11 @@ impl Authenticator {
     /// Retries of the request, to this host, go through the same attempt: it knows what was refused.
     pub fn attempt(
         self: &Arc<Self>,
-        scope: CredentialScope,
+        mut scope: CredentialScope,
         access: Access,
         deadline: Instant,
     ) -> AuthAttempt {
+        scope.namespace = scope.namespace.or_else(|| self.board.pull_namespace(&scope.image.key()));
         AuthAttempt {
             auth: Arc::clone(self),
             registry: scope.identity(),

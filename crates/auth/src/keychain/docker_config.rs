@@ -73,6 +73,17 @@ impl Default for Settings {
     }
 }
 
+impl Environment {
+    /// Returns the home directory: `HOME`, or that of the effective user in `/etc/passwd`, or root's. Blocks on the disk.
+    pub fn home_dir(&self) -> Option<PathBuf> {
+        self.home_in(Path::new("/etc/passwd"))
+    }
+
+    fn home_in(&self, passwd: &Path) -> Option<PathBuf> {
+        file::home(self.home.as_deref(), rustix::process::geteuid().as_raw(), passwd)
+    }
+}
+
 impl DockerConfigKeychain {
     /// Returns the option over the file that `environment` leads to; the file need not exist yet.
     ///
@@ -88,7 +99,7 @@ impl DockerConfigKeychain {
         settings: Settings,
         passwd: &Path,
     ) -> Self {
-        let home = file::home(environment.home.as_deref(), rustix::process::geteuid().as_raw(), passwd);
+        let home = environment.home_in(passwd);
         let directory = environment
             .docker_config
             .filter(|directory| !directory.as_os_str().is_empty())

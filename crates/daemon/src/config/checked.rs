@@ -43,12 +43,23 @@ pub struct Config {
     pub metrics: Option<Listen>,
     /// The kubelet's pulls as a source of registry logins: containerd's image service.
     pub cri: Option<PathBuf>,
-    /// Kubernetes secrets as such a source: an explicit kubeconfig, if any.
-    pub kubernetes: Option<Option<PathBuf>>,
+    /// Kubernetes secrets as such a source.
+    pub kubernetes: Option<Kubernetes>,
     /// Mirrors by the host that images name.
     pub mirrors: BTreeMap<String, Vec<Mirror>>,
     /// Directory of containerd's per-host configuration.
     pub hosts_dir: Option<PathBuf>,
+}
+
+/// Which pull secrets are synced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// The kubeconfig, where one is named.
+    pub kubeconfig: Option<PathBuf>,
+    /// Of which namespaces; none for all.
+    pub namespaces: Vec<String>,
+    /// Whether secrets of the older type count.
+    pub legacy_dockercfg: bool,
 }
 
 /// Time and patience for requests.
@@ -182,10 +193,11 @@ impl Config {
                 .cri_keychain
                 .enable_keychain
                 .then(|| socket(&raw.cri_keychain.image_service_path, "/run/containerd/containerd.sock")),
-            kubernetes: raw
-                .kubeconfig_keychain
-                .enable_keychain
-                .then(|| path(&raw.kubeconfig_keychain.kubeconfig_path)),
+            kubernetes: raw.kubeconfig_keychain.enable_keychain.then(|| Kubernetes {
+                kubeconfig: path(&raw.kubeconfig_keychain.kubeconfig_path),
+                namespaces: raw.kubeconfig_keychain.namespaces.clone(),
+                legacy_dockercfg: raw.kubeconfig_keychain.legacy_dockercfg,
+            }),
             mirrors: mirrors(&raw.resolver)?,
             hosts_dir: path(&raw.resolver.config_path),
         })

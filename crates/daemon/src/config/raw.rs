@@ -228,6 +228,10 @@ tables! {
         "enable_keychain" enable_keychain: bool = false, Used;
         /// Where the kubeconfig is.
         "kubeconfig_path" kubeconfig_path: String = String::new(), Used;
+        /// Of which namespaces secrets are synced; none for all.
+        "namespaces" namespaces: Vec<String> = Vec::new(), Used;
+        /// Whether secrets of the older type `kubernetes.io/dockercfg` are synced too.
+        "legacy_dockercfg" legacy_dockercfg: bool = false, Used;
     }
 
     /// `[cri_keychain]`

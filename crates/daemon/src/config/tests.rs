@@ -73,6 +73,8 @@ enable_keychain = true
 [kubeconfig_keychain]
 enable_keychain = true
 kubeconfig_path = "/k"
+namespaces = ["a", "b"]
+legacy_dockercfg = true
 [[resolver.host."docker.io".mirrors]]
 host = "https://mirror:5000"
 request_timeout_sec = -1
@@ -89,7 +91,10 @@ min_layer_size = 10
     assert_eq!(config.content_store, ContentStore::Containerd);
     assert_eq!(config.containerd, Path::new("/c.sock"));
     assert_eq!(config.cri.as_deref(), Some(Path::new("/run/containerd/containerd.sock")));
-    assert_eq!(config.kubernetes, Some(Some("/k".into())));
+    let kubernetes = config.kubernetes.unwrap();
+    assert_eq!(kubernetes.kubeconfig.as_deref(), Some(Path::new("/k")));
+    assert_eq!(kubernetes.namespaces, ["a", "b"]);
+    assert!(kubernetes.legacy_dockercfg);
     assert_eq!(config.min_layer_size, 10);
     let mirrors = &config.mirrors["docker.io"];
     assert_eq!(mirrors[0].request, Some(Limit::None));

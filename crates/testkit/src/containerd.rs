@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -192,6 +193,9 @@ impl Containerd {
 
     /// Runs a command in a new container of an image and returns what it prints.
     ///
+    /// The container's name begins with `id`. It is the only one of that name on the machine: control groups are named
+    /// after containers, and containerds that share one kill each other's.
+    ///
     /// # Errors
     /// Where the container fails.
     pub fn run_container(
@@ -202,8 +206,10 @@ impl Containerd {
         id: &str,
         words: &[&str],
     ) -> io::Result<String> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("{id}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut command = self.ctr(namespace);
-        command.args(["run", "--rm", "--snapshotter", snapshotter, image, id]).args(words);
+        command.args(["run", "--rm", "--snapshotter", snapshotter, image, &id]).args(words);
         output(&mut command)
     }
 

@@ -203,7 +203,7 @@ fn host() -> String {
 }
 
 #[test]
-fn an_index_is_pushed_with_the_credentials_that_are_meant() {
+fn t119_t120_t121_t123_an_index_is_pushed_with_the_credentials_that_are_meant() {
     let world = World::new();
     let host = world.registry.host();
 

@@ -10,6 +10,8 @@
 pub mod build;
 pub mod convert;
 pub mod discover;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod image;
 pub mod manifest;
 pub mod prefetch;

@@ -205,6 +205,13 @@ impl AuthAttempt {
         let generation = board.generation(&self.registry);
         self.auth.hosts.accepted(&self.scope, &self.access, option, candidate, generation);
         self.auth.chain.verdict(option.name, &self.scope, &candidate.id, Outcome::Accepted);
+        if self.auth.hosts.is_news(&self.scope.origin, option.name) {
+            tracing::info!(
+                host = self.scope.origin.authority(),
+                keychain = option.name,
+                "logged in to a registry"
+            );
+        }
     }
 
     /// Returns the option whose credential the request carries, for logs and reports.

@@ -16,9 +16,12 @@ const MAX_HOSTS: usize = 4096;
 /// replaced entry takes effect; long enough that a burst of reads asks once.
 const TRUST: Duration = Duration::from_secs(1);
 
-/// The table, by host, repository and access.
+/// What is known, by host, repository and access; and which option was told to log in at each host.
 #[derive(Debug, Default)]
-pub(crate) struct KnownHosts(Mutex<HashMap<Key, Known>>);
+pub(crate) struct KnownHosts {
+    known: Mutex<HashMap<Key, Known>>,
+    told: Mutex<HashMap<Origin, &'static str>>,
+}
 
 type Key = (Origin, String, Access);
 
@@ -42,9 +45,18 @@ fn key(scope: &CredentialScope, access: &Access) -> Key {
 }
 
 impl KnownHosts {
+    /// Whether another option than the last time logs in at `origin`: worth a line of the log.
+    pub(crate) fn is_news(&self, origin: &Origin, option: &'static str) -> bool {
+        let mut told = self.told.lock();
+        if told.len() >= MAX_HOSTS && !told.contains_key(origin) {
+            told.clear();
+        }
+        told.insert(origin.clone(), option) != Some(option)
+    }
+
     /// Returns what the host asked for last.
     pub(crate) fn demand(&self, scope: &CredentialScope, access: &Access) -> Option<Demand> {
-        let mut hosts = self.0.lock();
+        let mut hosts = self.known.lock();
         let known = hosts.get_mut(&key(scope, access))?;
         known.used = Instant::now();
         Some(known.demand.clone())
@@ -52,7 +64,7 @@ impl KnownHosts {
 
     /// Remembers what the host asks for.
     pub(crate) fn note(&self, scope: &CredentialScope, access: &Access, demand: &Demand) {
-        let mut hosts = self.0.lock();
+        let mut hosts = self.known.lock();
         let (key, now) = (key(scope, access), Instant::now());
         if hosts.len() >= MAX_HOSTS && !hosts.contains_key(&key) {
             let oldest = hosts.iter().min_by_key(|(_, known)| known.used).map(|(key, _)| key.clone());
@@ -70,7 +82,7 @@ impl KnownHosts {
         candidate: &Candidate,
         generation: u64,
     ) {
-        if let Some(known) = self.0.lock().get_mut(&key(scope, access)) {
+        if let Some(known) = self.known.lock().get_mut(&key(scope, access)) {
             if known
                 .accepted
                 .as_ref()
@@ -90,7 +102,7 @@ impl KnownHosts {
         access: &Access,
         generation: u64,
     ) -> Option<(ChosenOption, Candidate)> {
-        let hosts = self.0.lock();
+        let hosts = self.known.lock();
         let accepted = hosts.get(&key(scope, access))?.accepted.as_ref()?;
         fresh(accepted, generation).then(|| (accepted.option, accepted.candidate.clone()))
     }

@@ -44,7 +44,7 @@ pub struct StageOptions {
     pub more_trust: Vec<String>,
     /// Hosts beside the registry that the Docker config has the same login for.
     pub more_logins: Vec<String>,
-    /// Tables of the daemon's configuration, appended.
+    /// Tables of the daemon's configuration, appended; `{containerd}` stands for containerd's socket.
     pub config: String,
     /// Keys of the daemon's configuration, before any table.
     pub config_head: String,
@@ -265,7 +265,7 @@ fn daemon_config(options: &StageOptions, host: &str, containerd: &Path) -> Strin
         head = options.config_head,
         v1 = options.v1,
         store = options.content_store,
-        rest = options.config,
+        rest = options.config.replace("{containerd}", &containerd.display().to_string()),
     )
 }
 

@@ -1,0 +1,140 @@
+//! Credentials from Kubernetes, with no Docker config anywhere: those that the kubelet's pulls carry, and pull secrets.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+use soci_e2e::publish::Published;
+use soci_e2e::pull::KUBELET;
+use soci_e2e::stage::{PASSWORD, USER};
+use soci_e2e::{Stage, StageOptions, images};
+use soci_testkit::cri::{self, ImageService};
+use soci_testkit::image::Dialect;
+use soci_testkit::kube_api::KubeApi;
+use soci_testkit::{AuthMode, wait};
+
+const NEXT: &str = "n9-Rotated-Qz41";
+const LONG: Duration = Duration::from_secs(60);
+
+fn through_the_daemon(auth: AuthMode) -> Result<Stage> {
+    let mut options = StageOptions::new(auth)?;
+    options.credentials = false;
+    options.registry.tokens.ttl = Duration::from_secs(1);
+    options
+        .config
+        .push_str("[cri_keychain]\nenable_keychain = true\nimage_service_path = \"{containerd}\"\n");
+    Stage::start(options)
+}
+
+fn pull(stage: &Stage, published: &Published, password: &str) -> Result<String> {
+    let service = ImageService::connect(&stage.snapshotter.socket())?;
+    let login = Some(cri::basic(USER, password));
+    service.pull(&published.reference, login, "default").context("PullImage through the daemon")
+}
+
+/// Waits until a file can be read, and returns its length.
+fn heals(stage: &Stage, file: &Path) -> Result<usize> {
+    match wait::until(LONG, || std::fs::read(file).ok()) {
+        Some(content) => Ok(content.len()),
+        None => bail!("{} did not heal; end of the log:\n{}", file.display(), stage.log_tail()),
+    }
+}
+
+#[test]
+fn a_pull_through_the_daemon_brings_its_own_login() -> Result<()> {
+    let stage = through_the_daemon(AuthMode::Bearer)?;
+    let image = images::odd(Dialect::Oci);
+    let published = stage.publish_v1(&image, "team/odd", "1")?;
+    pull(&stage, &published, PASSWORD)?;
+    assert_eq!(stage.lazy_layers()?, 2, "{}", stage.log_tail());
+    let differences = stage.differences(KUBELET, &published, &image, &images::odd_timeless())?;
+    assert!(differences.is_empty(), "lazy on the left, unpacked on the right:\n{}", differences.join("\n"));
+    assert_eq!(stage.probe(KUBELET, &published, "echo", &["echo", "hello"])?, "hello\n");
+    let log = stage.snapshotter.log_text();
+    assert!(
+        log.lines().any(|line| line.contains("\"keychain\":\"cri\"")),
+        "the option that answered is named"
+    );
+    assert!(!log.contains(PASSWORD));
+    Ok(())
+}
+
+#[test]
+fn every_image_call_is_answered_by_containerd() -> Result<()> {
+    let stage = through_the_daemon(AuthMode::Basic)?;
+    let published = stage.publish_v1(&images::odd(Dialect::Oci), "team/odd", "1")?;
+    let id = pull(&stage, &published, PASSWORD)?;
+    let service = ImageService::connect(&stage.snapshotter.socket())?;
+    assert!(service.status(&published.reference)?.is_some());
+    service.remove(&id)?;
+    assert!(service.status(&published.reference)?.is_none());
+    let refused = service.pull(&published.reference, Some(cri::basic(USER, "wrong")), "default").unwrap_err();
+    let direct = stage.containerd.image_service()?;
+    let expected = direct.pull(&published.reference, Some(cri::basic(USER, "wrong")), "default").unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (expected.code(), expected.message()));
+    Ok(())
+}
+
+#[test]
+fn t71_a_pull_of_another_image_heals_what_expired_also_after_a_restart() -> Result<()> {
+    let mut stage = through_the_daemon(AuthMode::Basic)?;
+    let first = images::odd(Dialect::Oci);
+    let published = stage.publish_v1(&first, "team/first", "1")?;
+    let second = stage.publish_v1(&images::single(7), "team/second", "1")?;
+    let third = stage.publish_v1(&images::single(8), "team/third", "1")?;
+    pull(&stage, &published, PASSWORD)?;
+    assert_eq!(stage.lazy_layers()?, 2);
+    let mounted = stage.containerd.mount(KUBELET, "soci", &first.chain_id(), "m")?;
+
+    stage.registry.rotate_password(USER, NEXT);
+    stage.registry.revoke_tokens();
+    assert!(std::fs::read(mounted.path().join("random")).is_err(), "what expired reads nothing new");
+    pull(&stage, &second, NEXT)?;
+    assert_eq!(heals(&stage, &mounted.path().join("random"))?, 5 * 1024 * 1024 + 17);
+    drop(mounted);
+
+    // Credentials are in memory only: after a restart what was fetched is read, and another pull brings them back.
+    stage.snapshotter.daemon().kill();
+    stage.start_snapshotter_again()?;
+    let again = stage.containerd.mount(KUBELET, "soci", &first.chain_id(), "again")?;
+    assert_eq!(heals(&stage, &again.path().join("random"))?, 5 * 1024 * 1024 + 17);
+    pull(&stage, &third, NEXT)?;
+    assert_eq!(stage.probe(KUBELET, &third, "third", &["echo", "third"])?, "third\n");
+    Ok(())
+}
+
+#[test]
+fn t89_a_pull_secret_of_the_cluster_is_used_and_followed() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let api = runtime.block_on(KubeApi::start("sync"))?;
+    let directory = tempfile::tempdir()?;
+    let kubeconfig = directory.path().join("kubeconfig");
+    std::fs::write(&kubeconfig, api.kubeconfig(&json!({ "token": "sync" })))?;
+    let mut options = StageOptions::new(AuthMode::Basic)?;
+    options.credentials = false;
+    options.config.push_str(&format!(
+        "[kubeconfig_keychain]\nenable_keychain = true\nkubeconfig_path = \"{}\"\n",
+        kubeconfig.display()
+    ));
+    let stage = Stage::start(options)?;
+    let put = |password: &str| {
+        let auths = json!({ "auths": { stage.registry.host(): { "username": USER, "password": password } } });
+        let data = [(".dockerconfigjson", auths.to_string())];
+        let data: Vec<(&str, &str)> = data.iter().map(|(key, text)| (*key, text.as_str())).collect();
+        api.put("team", "pull", "kubernetes.io/dockerconfigjson", &data);
+    };
+    put(PASSWORD);
+    stage.wait_log("pull secrets are synced", LONG)?;
+    let image = images::odd(Dialect::Oci);
+    let published = stage.publish_v1(&image, "team/odd", "1")?;
+    stage.pull_as_kubelet(&published)?;
+    assert_eq!(stage.lazy_layers()?, 2, "{}", stage.log_tail());
+    let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
+    stage.registry.rotate_password(USER, NEXT);
+    stage.registry.revoke_tokens();
+    put(NEXT);
+    assert_eq!(heals(&stage, &mounted.path().join("random"))?, 5 * 1024 * 1024 + 17);
+    assert!(!stage.snapshotter.log_text().contains(NEXT));
+    Ok(())
+}

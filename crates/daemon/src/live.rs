@@ -103,7 +103,7 @@ impl Live {
         let sessions = Sessions::new(
             config.discovery,
             config.mount_timeout,
-            config.prefetch.is_some(),
+            config.prefetch,
             Arc::clone(&ztocs),
             tracker.clone(),
             stop.clone(),

@@ -3,9 +3,9 @@
 //! A SOCI index is a manifest whose layers are the zTOCs (and prefetch artifacts) of an image's layers. Version 1 points
 //! at the image manifest and is found by referrers; version 2 is named by an annotation of the image manifest itself.
 //!
-//! Reading: [`discover`] says which index an image has, [`resolve`] brings its artifacts here. Both look into local
-//! content first, and verify every byte against its digest before anyone sees it. Writing: [`build`], [`convert`],
-//! [`standalone`] and [`push`]; what they write equals what the Go tools write, byte for byte.
+//! Reading: [`mod@discover`] says which index an image has, [`mod@resolve`] brings its artifacts here. Both look into local
+//! content first, and verify every byte against its digest before anyone sees it. Writing: [`mod@build`], [`mod@convert`],
+//! [`standalone`] and [`mod@push`]; what they write equals what the Go tools write, byte for byte.
 
 pub mod build;
 pub mod convert;

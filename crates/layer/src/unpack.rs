@@ -1,7 +1,7 @@
 //! A layer's tar as a directory for overlayfs, as containerd's own unpack makes it.
 //!
 //! Whatever the bytes come from is a [`TarStream`](crate::TarStream): spans of a lazy layer, or a whole blob through
-//! [`LayerBytes`]. [`apply`] consumes only that.
+//! [`LayerBytes`]. [`mod@apply`] consumes only that.
 
 mod apply;
 mod below;

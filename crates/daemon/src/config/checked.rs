@@ -15,20 +15,16 @@ pub struct Config {
     pub blob: Http,
     /// How long a read of a file waits at most.
     pub read_timeout: Duration,
-    /// How often a span with a wrong digest is fetched again.
-    pub span_retries: u32,
     /// How long mounting a layer may take.
     pub mount_timeout: Duration,
-    /// How many layers of an image are prepared ahead at once.
-    pub ahead: usize,
     /// Whether tar headers are compared with the zTOC when a file is first read.
     pub verify_headers: bool,
     /// Whether overlay is tried out at start.
     pub check_overlay: bool,
     /// Whether layers are completed in the background.
     pub background_fetch: bool,
-    /// Whether prefetch artifacts are honoured, and how many layers do so at once.
-    pub prefetch: Option<usize>,
+    /// Whether prefetch artifacts are honoured.
+    pub prefetch: bool,
     /// Where SOCI artifacts are looked for before the registry.
     pub content_store: ContentStore,
     /// containerd's socket.
@@ -165,24 +161,12 @@ impl Config {
         Ok(Self {
             read_timeout: blob_http.request,
             http,
-            span_retries: match blob.max_span_verification_retries {
-                ..0 => 3,
-                retries => u32::try_from(retries).unwrap_or(u32::MAX),
-            },
             blob: blob_http,
             mount_timeout: seconds(raw.mount_timeout_sec, 30),
-            ahead: match raw.max_concurrency {
-                ..0 => usize::MAX,
-                0 => 100,
-                count => usize::try_from(count).unwrap_or(usize::MAX),
-            },
             verify_headers: !raw.disable_verification,
             check_overlay: !raw.skip_check_snapshotter_supported,
             background_fetch: !raw.background_fetch.disable,
-            prefetch: raw.prefetch.enable.then(|| match raw.prefetch.max_concurrency {
-                ..=0 => usize::MAX,
-                count => usize::try_from(count).unwrap_or(usize::MAX),
-            }),
+            prefetch: raw.prefetch.enable,
             content_store,
             containerd: socket(&raw.content_store.containerd_address, "/run/containerd/containerd.sock"),
             discovery: Discovery { v1: raw.pull_modes.soci_v1.enable, v2: raw.pull_modes.soci_v2.enable },

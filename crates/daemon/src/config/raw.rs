@@ -29,7 +29,7 @@ tables! {
         /// Whether tar headers are not compared with the zTOC when a file is first read.
         "disable_verification" disable_verification: bool = false, Used;
         /// How many layers of an image are prepared ahead at once.
-        "max_concurrency" max_concurrency: i64 = 100, Used;
+        "max_concurrency" max_concurrency: i64 = 100, Unused("the artifacts of an image are fetched in one burst with a limit of its own");
         /// Seconds within which a layer must be mounted.
         "mount_timeout_sec" mount_timeout_sec: i64 = 30, Used;
         /// Seconds after which operations of an image are counted into the log.
@@ -109,7 +109,7 @@ tables! {
         /// Whether a request asks for one range.
         "force_single_range_mode" force_single_range_mode: bool = false, Unused("each request asks for one range");
         /// How often a span with a wrong digest is fetched again.
-        "max_span_verification_retries" max_span_verification_retries: i64 = 0, Used;
+        "max_span_verification_retries" max_span_verification_retries: i64 = 0, Unused("a span with a wrong digest is fetched once more, then the read fails and the next one tries again");
     }
 
     /// `[directory_cache]`
@@ -165,7 +165,7 @@ tables! {
         /// Whether prefetch artifacts are honoured.
         "enable" enable: bool = false, Used;
         /// How many layers prefetch at once.
-        "max_concurrency" max_concurrency: i64 = 0, Used;
+        "max_concurrency" max_concurrency: i64 = 0, Unused("prefetching shares the limits of background work");
     }
 
     /// `[pull_modes]`

@@ -86,7 +86,6 @@ min_layer_size = 10
 "#;
     let config = check(text);
     assert_eq!(config.metrics, Some(Listen::Unix("/run/m.sock".into())));
-    assert_eq!(config.ahead, usize::MAX);
     assert!(!config.verify_headers && config.strict);
     assert_eq!(config.content_store, ContentStore::Containerd);
     assert_eq!(config.containerd, Path::new("/c.sock"));

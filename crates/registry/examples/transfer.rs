@@ -1,6 +1,6 @@
 //! Measures ranged reads of a 300 MB blob over loopback, with registry and client in one process.
 //!
-//! `cargo run --release -p soci-registry --example throughput`: rows are scheme, size of a range and ranges in flight; the
+//! `cargo run --release -p soci-registry --example transfer`: rows are scheme, size of a range and ranges in flight; the
 //! figure is the best of three, since both sides share the machine's cores.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people who measure")]
 

@@ -184,8 +184,14 @@ pub fn kill_users_of(directory: &Path) {
 pub fn output(command: &mut Command) -> io::Result<String> {
     let result = command.stdin(Stdio::null()).output();
     let words = |command: &Command| {
-        let arguments: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
-        format!("{} {}", command.get_program().to_string_lossy(), arguments.join(" "))
+        let mut text = command.get_program().to_string_lossy().into_owned();
+        let mut secret = false;
+        for word in command.get_args() {
+            text.push(' ');
+            text.push_str(if secret { "***" } else { word.to_str().unwrap_or("?") });
+            secret = word == "--user";
+        }
+        text
     };
     let result =
         result.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", words(command))))?;

@@ -46,7 +46,7 @@ impl Interrupt {
     /// Where we were.
     pub fn check(&self) -> Result<()> {
         if self.asked.load(Ordering::Relaxed) {
-            bail!("interrupted");
+            bail!("interrupted; what was started is taken down");
         }
         Ok(())
     }

@@ -48,6 +48,8 @@ fn run() -> Result<()> {
     drop(stage.containerd);
     logs.keep()?;
     println!("\nlogs       {}", logs.to.display());
+    // A program that the interrupt ended failed for no reason of its own.
+    interrupt.check()?;
     outcome
 }
 

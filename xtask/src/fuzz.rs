@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::run::{cargo, heading, root, succeed};
+use crate::run::{cargo, heading, program, root, succeed};
 
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -31,6 +31,9 @@ pub(crate) fn fuzz(arguments: &[String]) -> Result<()> {
         }
     }
     let chosen = if wanted.is_empty() { known } else { wanted };
+    if program("c++").is_none() {
+        bail!("a C++ compiler is missing: libFuzzer is built from source (Debian package g++)");
+    }
     let host = host()?;
     let target = directory.join("target");
     heading("build: fuzz targets");
@@ -75,6 +78,9 @@ fn parse(arguments: &[String]) -> Result<(u64, Vec<String>)> {
         if word == "--minutes" {
             let value = rest.next().context("--minutes wants a number")?;
             minutes = value.parse().with_context(|| format!("--minutes {value:?} is not a whole number"))?;
+            if minutes == 0 {
+                bail!("--minutes 0 would never end");
+            }
         } else if word.starts_with('-') {
             bail!("usage: cargo xtask fuzz [--minutes N] [TARGET...]");
         } else {

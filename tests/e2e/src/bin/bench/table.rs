@@ -51,12 +51,8 @@ pub(crate) fn markdown(samples: &Samples, sides: &[Side], limits: &[Limit], roun
         }
         let _ = writeln!(text, " {asked} |");
         if let Some(overlayfs) = samples.summary(name, "overlayfs") {
-            let _ = writeln!(
-                text,
-                "| {name}, overlayfs | {} |{} |",
-                cell(overlayfs),
-                if with_peer { " | |" } else { "" }
-            );
+            let between = if with_peer { " | |" } else { "" };
+            let _ = writeln!(text, "| {name}: containerd's overlayfs | {} |{between} |", cell(overlayfs));
         }
     }
     text.push_str("\n| machine | |\n| --- | --- |\n");

@@ -6,7 +6,7 @@
 //! 2. its token came from the cache: a newer one if there is, else one new token with the same credential;
 //! 3. reject the candidate and ask all options anew from the first one; a changed or further candidate of the *same*
 //!    option is tried (R6: another option only if this one has nothing at all any more);
-//! 4. wait for news of the registry, at most [`Settings::patience`] and within the deadline;
+//! 4. wait for news of the registry (with no candidate at all: if the image is mounted), at most [`Settings::patience`] and within the deadline;
 //! 5. [`Denied`].
 //!
 //! A 403 skips step 2: it is about the credential's rights or, with ECR, about its age. A refusal by the *token endpoint*

@@ -278,11 +278,7 @@ impl Live {
         let mounted = self.admit(at, mounted, prefetch);
         self.pins.lock().insert(at.id(), vec![self.board.pin(&layer.image.key())]);
         Ok(MountRecord {
-            references: vec![Reference {
-                namespace: layer.namespace.clone(),
-                image: layer.image.to_string(),
-                manifest: layer.manifest,
-            }],
+            references: vec![Reference::from(layer)],
             layer: layer.layer,
             layer_size,
             index: image.index.digest,
@@ -442,6 +438,15 @@ impl LayerProvider for Live {
             self.metrics.add(&names::OPERATIONS, &["", "local_mount_failure_count"], 1);
         }
         unpacked
+    }
+
+    async fn share(&self, layer: &LayerRequest, at: &SnapshotDir) {
+        let Some(mounted) = self.mounts.lock().get(&at.id()).cloned() else { return };
+        let Some(reader) = mounted.reader() else { return };
+        let source = self.registry.repository(&layer.image).blob(&layer.layer, reader.size());
+        mounted.share(reader.also(source));
+        let pin = self.board.pin(&layer.image.key());
+        self.pins.lock().entry(at.id()).or_default().push(pin);
     }
 
     async fn restore(&self, record: &MountRecord, at: &SnapshotDir) -> Result<(), RestoreError> {

@@ -184,6 +184,7 @@ impl Range<'_> {
             let opened = within(self.context.deadline, source.open(range.clone(), &self.context)).await;
             match opened {
                 Ok(stream) => {
+                    self.core.sources.prefer(id);
                     for permit in &self.permits {
                         self.core.meter.count(Event::SpansRequested(permit.priority().class()), 1);
                     }

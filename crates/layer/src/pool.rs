@@ -126,6 +126,21 @@ impl LayerPool {
         Arc::new(LayerReader::new(Arc::downgrade(self), core, source))
     }
 
+    /// Opens a layer that is open once more; its source is asked last.
+    pub(crate) fn reopen(
+        pool: &Weak<Self>,
+        core: &Arc<LayerCore>,
+        source: Arc<dyn BlobSource>,
+    ) -> Arc<LayerReader> {
+        if let Some(pool) = pool.upgrade()
+            && let Some(open) = pool.layers.lock().get_mut(&core.ztoc)
+        {
+            open.readers += 1;
+        }
+        let source = core.sources.join(source);
+        Arc::new(LayerReader::new(Weak::clone(pool), Arc::clone(core), source))
+    }
+
     /// Ends one reader; the last one closes the layer.
     pub(crate) fn release(pool: &Weak<Self>, core: &Arc<LayerCore>, source: SourceId) {
         core.sources.remove(source);

@@ -6,6 +6,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use futures::StreamExt;
 use smallvec::SmallVec;
+use soci_oci::BlobSource;
 use soci_ztoc::{SpanId, SpanSlice, UncompressedOffset};
 
 use crate::core::{Found, LayerCore};
@@ -36,6 +37,11 @@ type Slices = SmallVec<[SpanSlice; 4]>;
 impl LayerReader {
     pub(crate) fn new(pool: Weak<LayerPool>, core: Arc<LayerCore>, source: SourceId) -> Self {
         Self { pool, core, source }
+    }
+
+    /// Opens the layer once more: `source` joins those it has, and is asked when they fail.
+    pub fn also(&self, source: Arc<dyn BlobSource>) -> Arc<Self> {
+        LayerPool::reopen(&self.pool, &self.core, source)
     }
 
     /// Returns the size of the layer's blob, in bytes.

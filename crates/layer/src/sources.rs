@@ -1,7 +1,8 @@
 //! Where the bytes of one layer may come from.
 //!
-//! Several images may hold the same layer, each with its own reference and so its own credentials. The one opened last
-//! is asked first, since its credentials are the freshest. A source goes with the snapshot that brought it.
+//! Several images may hold the same layer, each with its own reference and so its own credentials. The one that served
+//! last is asked first; one that was opened is taken to serve, one that only joins is asked last. A source goes with the
+//! snapshot that brought it.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ pub(crate) struct Sources {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Newest last.
+    /// The one to ask first is last.
     list: Vec<(SourceId, Arc<dyn BlobSource>)>,
     /// Counts changes: a failure remembered for one generation says nothing about the next.
     generation: u64,
@@ -28,11 +29,26 @@ struct State {
 impl Sources {
     /// Adds a source, to be asked first. Returns its name in this set.
     pub(crate) fn add(&self, source: Arc<dyn BlobSource>) -> SourceId {
+        let id = self.join(source);
+        self.prefer(id);
+        id
+    }
+
+    /// Adds a source, to be asked last. Returns its name in this set.
+    pub(crate) fn join(&self, source: Arc<dyn BlobSource>) -> SourceId {
         let mut state = self.state.lock();
         state.generation += 1;
         let id = state.generation;
-        state.list.push((id, source));
+        state.list.insert(0, (id, source));
         id
+    }
+
+    /// Has a source asked first from now on.
+    pub(crate) fn prefer(&self, id: SourceId) {
+        let mut state = self.state.lock();
+        if let Some(at) = state.list.iter().position(|(held, _)| *held == id) {
+            state.list[at..].rotate_left(1);
+        }
     }
 
     /// Removes a source. Requests it serves at present go on.
@@ -84,5 +100,18 @@ mod tests {
         sources.remove(ids[1]);
         assert_eq!(order(None), [ids[2], ids[0]]);
         assert_ne!(sources.generation(), before);
+    }
+
+    #[test]
+    fn a_source_that_joins_is_asked_last_until_it_serves() {
+        let sources = Sources::default();
+        let [first, second] = [(); 2].map(|()| sources.add(Arc::new(Empty)));
+        let joined = sources.join(Arc::new(Empty));
+        let order = || sources.in_order(None).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+        assert_eq!(order(), [second, first, joined]);
+        sources.prefer(joined);
+        assert_eq!(order(), [joined, second, first]);
+        sources.prefer(99);
+        assert_eq!(order(), [joined, second, first]);
     }
 }

@@ -36,6 +36,9 @@ pub trait LayerProvider: Send + Sync + std::fmt::Debug {
         at: &SnapshotDir,
     ) -> Result<Usage, UnpackError>;
 
+    /// Another pull has the layer that is mounted at `at`: its bytes may come from that image as well. Uses no network.
+    async fn share(&self, layer: &LayerRequest, at: &SnapshotDir);
+
     /// Mounts a layer of an earlier process again, from local state only. A dead mount in its place is replaced.
     async fn restore(&self, record: &MountRecord, at: &SnapshotDir) -> Result<(), RestoreError>;
 
@@ -61,6 +64,9 @@ pub trait LayerProvider: Send + Sync + std::fmt::Debug {
     /// As [`unmount`](Self::unmount), for a snapshot that is gone: what only it needed is deleted.
     async fn release(&self, at: &SnapshotDir) -> Result<(), ReleaseError>;
 }
+
+/// How many images a layer remembers having been pulled as.
+pub const MAX_REFERENCES: usize = 8;
 
 /// The directory of one snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -117,7 +123,7 @@ pub struct Lower {
 /// All that is needed to mount a layer again without the network. Part of the snapshot's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRecord {
-    /// Where its bytes may be fetched from.
+    /// Where its bytes may be fetched from: the images that it was pulled as, oldest first, at most [`MAX_REFERENCES`].
     pub references: Vec<Reference>,
     /// The layer's digest.
     pub layer: Digest,
@@ -138,6 +144,19 @@ pub struct MountRecord {
     pub implied: Vec<ImpliedDir>,
 }
 
+impl MountRecord {
+    /// Adds an image that has the layer, as the newest; `false` when it is known.
+    pub fn share(&mut self, reference: Reference) -> bool {
+        if self.references.contains(&reference) {
+            return false;
+        }
+        let over = (self.references.len() + 1).saturating_sub(MAX_REFERENCES);
+        self.references.drain(..over);
+        self.references.push(reference);
+        true
+    }
+}
+
 /// One image that a layer belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reference {
@@ -147,6 +166,12 @@ pub struct Reference {
     pub image: String,
     /// Digest of its manifest.
     pub manifest: Digest,
+}
+
+impl From<&LayerRequest> for Reference {
+    fn from(layer: &LayerRequest) -> Self {
+        Self { namespace: layer.namespace.clone(), image: layer.image.to_string(), manifest: layer.manifest }
+    }
 }
 
 /// Mode and owner of a directory.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 use soci_oci::labels::TARGET;
 
-use crate::provider::{Ancestor, MountRecord, SnapshotDir};
+use crate::provider::{Ancestor, MountRecord, Reference, SnapshotDir};
 use crate::records::{self, Kind, Record, RecordError, Time, Usage};
 use crate::{Code, Error};
 
@@ -297,10 +297,38 @@ impl Store {
         name: &str,
         change: impl FnOnce(&mut BTreeMap<String, String>) -> Result<(), Error>,
     ) -> Result<Arc<Record>, Error> {
+        self.replace(name, |record| {
+            change(&mut record.labels)?;
+            record.updated = Time::now();
+            Ok(true)
+        })
+    }
+
+    /// Notes that `reference` has the lazily mounted layer `name` too; `false` when that is known.
+    ///
+    /// # Errors
+    /// As [`Store::update`].
+    pub fn share(self: &Arc<Self>, name: &str, reference: Reference) -> Result<bool, Error> {
+        let mut news = false;
+        self.replace(name, |record| {
+            news = record.lazy.as_mut().is_some_and(|lazy| lazy.share(reference));
+            Ok(news)
+        })?;
+        Ok(news)
+    }
+
+    /// Writes the record of `name` anew when `change` says that it changed it.
+    fn replace(
+        self: &Arc<Self>,
+        name: &str,
+        change: impl FnOnce(&mut Record) -> Result<bool, Error>,
+    ) -> Result<Arc<Record>, Error> {
         let _taken = self.take([name]);
-        let mut record = Record::clone(&*self.get(name)?);
-        change(&mut record.labels)?;
-        record.updated = Time::now();
+        let old = self.get(name)?;
+        let mut record = Record::clone(&old);
+        if !change(&mut record)? {
+            return Ok(old);
+        }
         let record = Arc::new(record);
         records::replace(self.dir(record.id).path(), &record).map_err(|error| {
             Error::because(Code::Internal, format!("write record of snapshot {name:?}"), error)

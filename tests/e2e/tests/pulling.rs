@@ -211,7 +211,8 @@ fn an_index_of_another_image_does_not_mount() -> Result<()> {
     let digest = push_index(&stage, &other, &index);
     let image = images::single(21);
     let published = stage.publish(&image, "team/explicit", "mine");
-    prepare(&stage, &published, &image, &digest)?;
+    let outcome = prepare(&stage, &published, &image, &digest)?;
+    assert!(matches!(outcome, Outcome::Left), "{outcome:?}");
     assert_eq!(stage.lazy_layers()?, 0, "another image's index says nothing about this layer");
     Ok(())
 }

@@ -47,8 +47,14 @@ impl AuthAttempt {
     /// Returns what to carry next.
     pub(super) async fn prepare(&mut self, http: &Arc<dyn TokenHttp>) -> Result<Carried, AuthError> {
         loop {
+            let generation = self.auth.board.generation(&self.registry);
             if self.candidate.is_none() && !self.find().await? {
-                return self.anonymous(http).await;
+                let answer = self.anonymous(http).await;
+                let denied = matches!(answer, Err(AuthError::Denied(_)));
+                if denied && self.may_get_a_credential() && self.wait_for_news(generation, None).await {
+                    continue;
+                }
+                return answer;
             }
             let Some(candidate) = self.candidate.clone() else { continue };
             match self.present(&candidate, http).await? {
@@ -109,6 +115,12 @@ impl AuthAttempt {
                 return Err(self.denied(reason).into());
             }
         }
+    }
+
+    /// Whether a request that was refused for want of a credential waits for one: that of a mounted image does, since the
+    /// next pull or a changed secret may bring it. A pull that has none is told at once.
+    fn may_get_a_credential(&self) -> bool {
+        self.last_status.is_some() && self.auth.board.is_pinned(&self.scope.image.key())
     }
 
     /// Waits until there may be another candidate; `false` when patience or deadline end.
@@ -186,6 +198,7 @@ impl AuthAttempt {
                     Ok(carried) => Ok(carried),
                     Err(status) => {
                         self.last_status = Some(status);
+                        self.anonymous_refused = true;
                         Err(self.denied(Reason::NoCredential).into())
                     }
                 }

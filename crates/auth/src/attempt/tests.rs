@@ -519,6 +519,32 @@ async fn t71_a_pending_request_is_healed_by_news_of_its_registry() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn r37_a_mounted_image_without_any_credential_waits_for_one_and_a_pull_does_not() {
+    for (challenge, tokens) in [(BASIC, no_tokens()), (BEARER, token_server(&["c:1"], false))] {
+        let c = option("cri", &[]);
+        let registry = Registry::new(challenge, &["c:1", "Bearer T-c"]);
+        let stack = Arc::new(Stack::with_patience(&[&c], &registry, tokens, Duration::from_secs(5)));
+        let started = Instant::now();
+        assert_eq!(stack.denied().await.reason, Reason::NoCredential);
+        assert_eq!(started.elapsed(), Duration::ZERO, "a pull is told at once");
+
+        let image: soci_oci::ImageRef = stack.image.parse().unwrap();
+        let _mounted = stack.auth.board().pin(&image.key());
+        assert_eq!(stack.denied().await.reason, Reason::NoCredential);
+        assert_eq!(started.elapsed(), Duration::from_secs(5));
+
+        let pending = tokio::spawn({
+            let stack = Arc::clone(&stack);
+            async move { stack.request().await }
+        });
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        c.set(vec![basic("c", "1")]);
+        stack.auth.board().bump("reg.example");
+        pending.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn t72_news_of_another_registry_or_port_heal_nothing() {
     let c = option("cri", &[("c", "1")]);
     let registry = Registry::new(BASIC, &[]);

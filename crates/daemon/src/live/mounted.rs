@@ -13,7 +13,7 @@ use soci_layer::{LayerPool, LayerReader, LayerSpec, unpack::Below};
 use soci_oci::{BlobSource, Digest};
 use soci_snapshotter::SnapshotDir;
 use soci_snapshotter::error::chain;
-use soci_snapshotter::provider::{DirOwner, ImpliedDir, SetbackKind, Xattr};
+use soci_snapshotter::provider::{DirOwner, ImpliedDir, MAX_REFERENCES, SetbackKind, Xattr};
 use soci_ztoc::Ztoc;
 
 /// How often a directory is unmounted before giving up: mounts of several dead processes may lie on each other.
@@ -66,7 +66,7 @@ pub struct Mounted {
     pub spans: u32,
     session: Session,
     /// One per source; each keeps its source in use.
-    readers: Vec<Arc<LayerReader>>,
+    readers: Mutex<Vec<Arc<LayerReader>>>,
 }
 
 /// A layer that could not be mounted.
@@ -91,8 +91,16 @@ impl Mounted {
     }
 
     /// Returns a reader of the layer.
-    pub fn reader(&self) -> Option<&Arc<LayerReader>> {
-        self.readers.last()
+    pub fn reader(&self) -> Option<Arc<LayerReader>> {
+        self.readers.lock().last().cloned()
+    }
+
+    /// Keeps a further source of the layer in use, for as long as there are not more than a record remembers.
+    pub fn share(&self, reader: Arc<LayerReader>) {
+        let mut readers = self.readers.lock();
+        let over = (readers.len() + 1).saturating_sub(MAX_REFERENCES);
+        readers.drain(..over);
+        readers.push(reader);
     }
 
     /// Returns where it is mounted.
@@ -157,7 +165,9 @@ pub fn mount(
     let device = soci_fs::mount(&mountpoint, &MountOptions::default())
         .map_err(|error| Failed::new(SetbackKind::Local, format!("mount layer {layer}"), &error))?;
     match Session::serve(device, None, fs, &ServeOptions::default(), &ground.hub) {
-        Ok(session) => Ok(Mounted { ztoc: plan.ztoc, layer, spans: count, session, readers }),
+        Ok(session) => {
+            Ok(Mounted { ztoc: plan.ztoc, layer, spans: count, session, readers: Mutex::new(readers) })
+        }
         Err(error) => {
             if let Err(error) = soci_fs::unmount(&mountpoint, Unmount::Detach) {
                 tracing::warn!(error = %chain(&error), "a mount that cannot be served stays");

@@ -253,6 +253,13 @@ impl Sessions {
                 layers.insert(layer.digest, receiver);
             }
         }
+        if layers.is_empty() {
+            // Its tools make none without a zTOC, so it is another image's. containerd pulls layers side by side.
+            return Err(ResolveError {
+                kind: ResolveErrorKind::Malformed,
+                message: format!("SOCI index {} has a zTOC for none of the image's layers", index.digest),
+            });
+        }
         let burst = Burst {
             image: request.image.to_string(),
             index: Arc::clone(&index),

@@ -91,6 +91,8 @@ impl LayerProvider for Script {
         Ok(Usage::default())
     }
 
+    async fn share(&self, _: &LayerRequest, _: &SnapshotDir) {}
+
     async fn restore(&self, _: &MountRecord, at: &SnapshotDir) -> Result<(), RestoreError> {
         self.mounted.lock().unwrap().insert(at.id());
         Ok(())

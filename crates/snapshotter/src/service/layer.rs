@@ -38,8 +38,8 @@ impl Snapshotter {
             Error::new(Code::AlreadyExists, format!("target snapshot {target:?}: already exists"))
         };
         let parent = (!request.parent.is_empty()).then_some(request.parent.as_str());
-        if self.0.store.committed(&layer.target, parent).is_some() {
-            self.0.verdicts.note(&layer, Outcome::Present, None, None);
+        if let Some(record) = self.0.store.committed(&layer.target, parent) {
+            self.0.present(&layer, &record).await;
             return Err(exists(&layer.target));
         }
         let key = (layer.namespace.clone(), layer.target.clone(), request.parent.clone());
@@ -66,8 +66,8 @@ impl Inner {
     async fn make(&self, layer: &LayerRequest, request: &Prepare) -> Done {
         // Another job may have committed it between the caller's look and this one's start.
         let parent = (!request.parent.is_empty()).then(|| request.parent.clone());
-        if self.store.committed(&layer.target, parent.as_deref()).is_some() {
-            self.verdicts.note(layer, Outcome::Present, None, None);
+        if let Some(record) = self.store.committed(&layer.target, parent.as_deref()) {
+            self.present(layer, &record).await;
             return Done::Committed;
         }
         let facts = self.provider.facts(layer).await;
@@ -122,6 +122,26 @@ impl Inner {
                 }
                 Outcome::Lazy | Outcome::Present | Outcome::Unpacked(_) => Done::Committed,
             };
+        }
+    }
+
+    /// Takes notice of a pull that finds its layer here: from now on the layer's bytes may come from that image too, so
+    /// that they can still be had when the image it was mounted for loses its credential or its registry.
+    async fn present(&self, layer: &LayerRequest, record: &Record) {
+        self.verdicts.note(layer, Outcome::Present, None, None);
+        if record.lazy.is_none() {
+            return;
+        }
+        let (store, name, reference) = (Arc::clone(&self.store), record.name.clone(), layer.into());
+        match blocking(move || store.share(&name, reference)).await {
+            Ok(true) => self.provider.share(layer, &self.store.dir(record.id)).await,
+            Ok(false) => {}
+            Err(error) => tracing::warn!(
+                layer = %layer.layer,
+                image = %layer.image,
+                error = %chain(&error),
+                "cannot note that another image has the layer; it is served all the same"
+            ),
         }
     }
 
@@ -211,7 +231,13 @@ impl Inner {
         }
         match written {
             // Somebody else committed the same layer meanwhile, which is as good.
-            Err(error) if error.code() == Code::AlreadyExists => Ok(()),
+            Err(error) if error.code() == Code::AlreadyExists => {
+                let parent = (!request.parent.is_empty()).then_some(request.parent.as_str());
+                if let Some(record) = self.store.committed(&layer.target, parent) {
+                    self.present(layer, &record).await;
+                }
+                Ok(())
+            }
             other => other,
         }
     }

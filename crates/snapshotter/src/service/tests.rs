@@ -8,7 +8,9 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::plan::{ImageFacts, LayerFacts, LayerRequest, ResolveError, ResolveErrorKind};
-use crate::provider::{LazyError, Lower, MountRecord, ReleaseError, SetbackKind, UnpackError};
+use crate::provider::{
+    LazyError, Lower, MAX_REFERENCES, MountRecord, ReleaseError, SetbackKind, UnpackError,
+};
 use crate::records::tests::mount_record;
 use crate::verdict::Verdict;
 
@@ -28,6 +30,7 @@ struct Script {
     unpacks: AtomicUsize,
     restores: AtomicUsize,
     releases: AtomicUsize,
+    shared: Mutex<Vec<(String, u64)>>,
 }
 
 #[async_trait]
@@ -66,6 +69,10 @@ impl LayerProvider for Script {
         }
         std::fs::write(at.fs().join("file"), b"unpacked").unwrap();
         Ok(Usage { size: 8, inodes: 2 })
+    }
+
+    async fn share(&self, layer: &LayerRequest, at: &SnapshotDir) {
+        self.shared.lock().push((layer.image.to_string(), at.id()));
     }
 
     async fn restore(&self, _: &MountRecord, at: &SnapshotDir) -> Result<(), RestoreError> {
@@ -188,6 +195,26 @@ async fn an_existing_target_is_answered_before_any_work() {
     assert_eq!(error.code(), Code::AlreadyExists, "another namespace shares it");
     assert_eq!(bench.script.facts.load(Ordering::Relaxed), 1);
     assert_eq!(bench.snapshotter.list(&[]).unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_layer_remembers_each_image_that_has_it_up_to_a_bound() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    bench.pull("again", "", "sha256:one").await;
+    assert!(bench.script.shared.lock().is_empty(), "the same image is known");
+    let namespaces: Vec<String> = (0..MAX_REFERENCES).map(|number| format!("other-{number}")).collect();
+    for namespace in namespaces.iter().chain(&namespaces) {
+        bench.snapshotter.prepare(request(namespace, "x", "", Some("sha256:one"))).await.unwrap_err();
+    }
+    let shared = bench.script.shared.lock().len();
+    assert_eq!(shared, MAX_REFERENCES, "each is told once");
+    let Bench { root, script, snapshotter, .. } = bench;
+    drop(snapshotter);
+    let again = Bench::reopen(root, script, PullModes::default());
+    let record = again.snapshotter.0.store.get("sha256:one").unwrap();
+    let kept = record.lazy.as_ref().unwrap().references.iter().map(|reference| &reference.namespace);
+    assert!(kept.eq(&namespaces), "the oldest goes");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The running daemon: everything wired, started and stopped in order.
 //!
-//! Start: lock the root directory, try overlay, open the snapshots, listen, say that we are ready, and only then bring
+//! Start: lock the root directory, look at its version, try overlay, open the snapshots, listen, say that we are ready, and only then bring
 //! mounts of an earlier process back, several at once while calls are served. Nothing here needs a registry or containerd.
 //!
 //! Stop: no new calls, those under way get [`DRAIN`], background work ends, and, on request, mounts are taken away.
@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::overlay;
 use crate::proto::snapshots::snapshots_server::SnapshotsServer;
 use crate::serve::{self, Address};
+use crate::version;
 
 /// How long calls under way may take at shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -87,6 +88,7 @@ impl Daemon {
         let root = options.root.join("snapshotter");
         make_private(&options.root).with_context(|| format!("root directory {:?}", options.root))?;
         let lock = RootLock::take(&options.root)?;
+        version::check(&options.root)?;
         let userxattr = overlay::in_user_namespace();
         if options.config.check_overlay {
             make_private(&root).with_context(|| format!("directory {root:?}"))?;

@@ -7,6 +7,7 @@ pub mod args;
 pub mod config;
 mod cri;
 pub mod daemon;
+pub mod debug;
 pub mod grpc;
 pub mod keychains;
 pub mod live;
@@ -18,6 +19,7 @@ pub mod proto;
 pub mod registries;
 pub mod run;
 pub mod serve;
+pub mod version;
 
 pub use config::Config;
 pub use daemon::{Daemon, Options};

@@ -9,16 +9,23 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use soci_fs::{FsMeter, Operation};
-use soci_layer::{Event, LayerMeter, MeterFactory};
-use soci_oci::{Digest, FetchClass};
+use soci_fs::FsMeter;
+use soci_layer::{LayerMeter, MeterFactory};
+use soci_oci::Digest;
 use soci_snapshotter::Verdict;
 
+mod files;
+mod layers;
 pub mod names;
+mod series;
 pub mod serve;
 pub mod text;
 
-use text::{Family, Histogram, Scrape};
+use files::FileSystem;
+use layers::Layer;
+use series::Millis;
+pub use series::{Series, Timing};
+use text::{Family, Scrape};
 
 /// Numbers of the whole daemon, by family and label values. Label values come from fixed lists.
 type Global = BTreeMap<(&'static str, Vec<&'static str>), (&'static Family, u64)>;
@@ -35,45 +42,10 @@ struct Inner {
     layers: Mutex<Vec<Weak<Layer>>>,
     /// The layer of each zTOC, for readers, who only know the latter.
     of_ztoc: Mutex<HashMap<Digest, Digest>>,
-    mount: Mutex<HashMap<Digest, Arc<Histogram<16>>>>,
-}
-
-/// What the file system of one mount counts.
-#[derive(Debug)]
-struct FileSystem {
-    layer: String,
-    image: String,
-    counts: [AtomicU64; OPERATIONS.len()],
-    failures: [AtomicU64; OPERATIONS.len()],
-    served: AtomicU64,
-    read: Histogram<26>,
-    readdir: Histogram<26>,
-}
-
-/// Operations, with the names under which they are counted and their failures are.
-const OPERATIONS: [(Operation, &str, &str); 9] = [
-    (Operation::Lookup, "node.Lookup", "fuse_node_lookup_failure_count"),
-    (Operation::Getattr, "node.Getattr", "fuse_node_getattr_failure_count"),
-    (Operation::Readlink, "node.Readlink", "fuse_unknown_operation_failure_count"),
-    (Operation::Open, "node.Open", "fuse_node_open_failure_count"),
-    (Operation::Read, "file.Read", "fuse_file_read_failure_count"),
-    (Operation::Readdir, "node.Readdir", "fuse_node_readdir_failure_count"),
-    (Operation::Getxattr, "node.Getxattr", "fuse_unknown_operation_failure_count"),
-    (Operation::Listxattr, "node.Listxattr", "fuse_node_listxattr_failure_count"),
-    (Operation::Statfs, "node.Statfs", "fuse_unknown_operation_failure_count"),
-];
-
-/// What the reader of one zTOC counts.
-#[derive(Debug)]
-struct Layer {
-    metrics: Weak<Inner>,
-    ztoc: Digest,
-    layer: String,
-    reads: AtomicU64,
-    on_demand: AtomicU64,
-    background: AtomicU64,
-    background_failed: AtomicU64,
-    mismatches: AtomicU64,
+    series: Arc<series::All>,
+    /// How long registries took to answer requests for blobs: with content, and with another place.
+    answers: Millis,
+    redirects: Millis,
 }
 
 impl Metrics {
@@ -89,51 +61,51 @@ impl Metrics {
         self.add(&names::VERDICTS, &[verdict.word(), reason], 1);
     }
 
-    /// Says which layer a zTOC is of. Called before the layer is opened.
-    pub fn introduce(&self, ztoc: &Digest, layer: &Digest) {
+    /// Returns the durations of the layer or index `digest`, which are shown while they are held.
+    pub fn series(&self, digest: &Digest) -> Arc<Series> {
+        self.0.series.of(digest)
+    }
+
+    /// Forgets which layer `ztoc` was of, once nothing of it is left.
+    pub fn forget(&self, ztoc: &Digest) {
+        self.0.of_ztoc.lock().remove(ztoc);
+    }
+
+    /// Returns the meter of the file system of `layer`, in the image with this manifest, and says that the layer's reader
+    /// goes by `ztoc`. Called before the layer is opened.
+    pub fn file_system(
+        &self,
+        ztoc: &Digest,
+        layer: &Digest,
+        index: &Digest,
+        image: &Digest,
+    ) -> Arc<dyn FsMeter> {
         self.0.of_ztoc.lock().insert(*ztoc, *layer);
-    }
-
-    /// Counts a mount of `layer` that took `elapsed`.
-    pub fn mounted(&self, layer: &Digest, elapsed: Duration) {
-        let histogram = Arc::clone(self.0.mount.lock().entry(*layer).or_default());
-        histogram.observe(millis(elapsed));
-    }
-
-    /// Forgets what is kept about `layer`.
-    pub fn forget(&self, layer: &Digest) {
-        self.0.mount.lock().remove(layer);
-    }
-
-    /// Returns the meter of the file system of `layer` in the image with this manifest.
-    pub fn file_system(&self, layer: &Digest, image: Option<&Digest>) -> Arc<dyn FsMeter> {
-        let meter = Arc::new(FileSystem {
-            layer: layer.to_string(),
-            image: image.map(Digest::to_string).unwrap_or_default(),
-            counts: Default::default(),
-            failures: Default::default(),
-            served: AtomicU64::new(0),
-            read: Histogram::default(),
-            readdir: Histogram::default(),
-        });
+        let (of_layer, of_index) = (self.series(layer), self.series(index));
+        let meter = Arc::new(FileSystem::new(layer.to_string(), image.to_string(), of_layer, of_index));
         keep(&self.0.files, &meter);
         meter
     }
 
     /// Adds everything that is counted to `scrape`.
     pub fn collect(&self, scrape: &mut Scrape) {
-        for operation in
-            ["fuse_mount_failure_count", "local_mount_failure_count", "background_fetch_work_queue_evicted"]
-        {
+        for operation in [
+            "fuse_mount_failure_count",
+            "local_mount_failure_count",
+            "background_fetch_work_queue_evicted",
+            "preresolve_queue_drop",
+            "resolve_cache_hit",
+            "resolve_cache_miss",
+        ] {
             scrape.add(&names::OPERATIONS, &["", operation], 0);
         }
         for ((_, labels), (family, value)) in &*self.0.global.lock() {
             scrape.add(family, labels, *value);
         }
         scrape.add(&names::RECEIVED, &[], self.0.received.load(Ordering::Relaxed));
-        for (layer, histogram) in &*self.0.mount.lock() {
-            scrape.add_histogram(&names::MILLISECONDS, &[&layer.to_string(), "mount"], histogram.read());
-        }
+        scrape.add_histogram(&names::MILLISECONDS, &["", "remote_registry_get"], self.0.answers.read());
+        scrape.add_histogram(&names::MILLISECONDS, &["", "blob_redirect"], self.0.redirects.read());
+        self.0.series.collect(scrape);
         for files in living(&self.0.files) {
             files.collect(scrape);
         }
@@ -162,94 +134,13 @@ fn micros(elapsed: Duration) -> u64 {
     u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
 }
 
-impl FsMeter for FileSystem {
-    fn operation(&self, operation: Operation, elapsed: Duration, bytes: u64, failed: bool) {
-        let place = OPERATIONS.iter().position(|(known, ..)| *known == operation);
-        if let Some(place) = place {
-            self.counts[place].fetch_add(1, Ordering::Relaxed);
-            if failed {
-                self.failures[place].fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        match operation {
-            Operation::Read => {
-                self.served.fetch_add(bytes, Ordering::Relaxed);
-                self.read.observe(micros(elapsed));
-            }
-            Operation::Readdir => self.readdir.observe(micros(elapsed)),
-            _ => {}
-        }
-    }
-}
-
-impl FileSystem {
-    fn collect(&self, scrape: &mut Scrape) {
-        let layer = self.layer.as_str();
-        for (place, (operation, name, failure)) in OPERATIONS.iter().enumerate() {
-            let count = self.counts[place].load(Ordering::Relaxed);
-            scrape.add(&names::IMAGE_OPERATIONS, &[&self.image, name], count);
-            scrape.add(&names::OPERATIONS, &[layer, failure], self.failures[place].load(Ordering::Relaxed));
-            if *operation == Operation::Read {
-                scrape.add(&names::OPERATIONS, &[layer, "synchronous_read_count"], count);
-            }
-        }
-        scrape.add(&names::SERVED, &[layer, "synchronous_bytes_served"], self.served.load(Ordering::Relaxed));
-        scrape.add_histogram(&names::MICROSECONDS, &[layer, "synchronous_read"], self.read.read());
-        scrape.add_histogram(&names::MICROSECONDS, &[layer, "node_readdir"], self.readdir.read());
-    }
-}
-
 impl MeterFactory for Metrics {
     fn layer(&self, ztoc: &Digest) -> Arc<dyn LayerMeter> {
-        let layer = self.0.of_ztoc.lock().get(ztoc).map(Digest::to_string).unwrap_or_default();
-        let meter = Arc::new(Layer {
-            metrics: Arc::downgrade(&self.0),
-            ztoc: *ztoc,
-            layer,
-            reads: AtomicU64::new(0),
-            on_demand: AtomicU64::new(0),
-            background: AtomicU64::new(0),
-            background_failed: AtomicU64::new(0),
-            mismatches: AtomicU64::new(0),
-        });
+        let layer = self.0.of_ztoc.lock().get(ztoc).copied();
+        let layer = layer.map(|layer| (layer, self.series(&layer)));
+        let meter = Arc::new(Layer::new(Arc::downgrade(&self.0), *ztoc, layer));
         keep(&self.0.layers, &meter);
         meter
-    }
-}
-
-impl LayerMeter for Layer {
-    fn count(&self, event: Event, amount: u64) {
-        let number = match event {
-            Event::Waited => &self.reads,
-            Event::SpansRequested(FetchClass::OnDemand | FetchClass::ReadAhead) => &self.on_demand,
-            Event::SpansFetched(FetchClass::Background | FetchClass::Prefetch) => &self.background,
-            Event::SpansFailed(FetchClass::Background | FetchClass::Prefetch) => &self.background_failed,
-            Event::Mismatches => &self.mismatches,
-            _ => return,
-        };
-        number.fetch_add(amount, Ordering::Relaxed);
-    }
-}
-
-impl Layer {
-    fn collect(&self, scrape: &mut Scrape) {
-        for (operation, number) in [
-            ("reads_that_waited", &self.reads),
-            ("synchronous_read_remote_registry_fetch_count", &self.on_demand),
-            ("background_span_fetch_count", &self.background),
-            ("background_span_fetch_failure_count", &self.background_failed),
-            ("span_digest_mismatch_count", &self.mismatches),
-        ] {
-            scrape.add(&names::OPERATIONS, &[&self.layer, operation], number.load(Ordering::Relaxed));
-        }
-    }
-}
-
-impl Drop for Layer {
-    fn drop(&mut self) {
-        if let Some(metrics) = self.metrics.upgrade() {
-            metrics.of_ztoc.lock().remove(&self.ztoc);
-        }
     }
 }
 
@@ -265,7 +156,11 @@ impl soci_registry::Meters for Metrics {
             400..=499 => "4xx",
             _ => "5xx",
         };
-        let _ = took;
+        match (operation, status) {
+            (soci_registry::Operation::Blob, 200..=299) => self.0.answers.observe(millis(took)),
+            (soci_registry::Operation::Blob, 300..=399) => self.0.redirects.observe(millis(took)),
+            _ => {}
+        }
         self.add(&names::REQUESTS, &[operation_name(operation), class], 1);
     }
 
@@ -319,6 +214,10 @@ fn process(scrape: &mut Scrape) {
 
 #[cfg(test)]
 mod tests {
+    use soci_fs::Operation;
+    use soci_layer::Event;
+    use soci_oci::FetchClass;
+
     use super::*;
 
     fn text(metrics: &Metrics) -> String {
@@ -331,12 +230,14 @@ mod tests {
     fn series_of_a_layer_have_the_references_names_and_go_with_it() {
         let metrics = Metrics::default();
         let (layer, ztoc) = (Digest::of(b"layer"), Digest::of(b"ztoc"));
-        metrics.introduce(&ztoc, &layer);
-        let files = metrics.file_system(&layer, Some(&Digest::of(b"image")));
+        let files = metrics.file_system(&ztoc, &layer, &Digest::of(b"index"), &Digest::of(b"image"));
         let reader = MeterFactory::layer(&metrics, &ztoc);
         files.operation(Operation::Read, Duration::from_micros(3), 4096, false);
         files.operation(Operation::Lookup, Duration::from_micros(1), 0, true);
         reader.count(Event::SpansRequested(FetchClass::OnDemand), 2);
+        reader.count(Event::BytesFetched(FetchClass::Background), 7);
+        reader.completed(Duration::from_millis(3));
+        metrics.series(&layer).observe(Timing::Mount, Duration::from_millis(5));
         let shown = text(&metrics);
         for line in [
             format!(
@@ -352,17 +253,40 @@ mod tests {
                 "soci_fs_bytes_served{{layer=\"{layer}\",operation_type=\"synchronous_bytes_served\"}} 4096"
             ),
             "soci_fs_operation_count{layer=\"\",operation_type=\"local_mount_failure_count\"} 0".to_owned(),
+            format!("soci_layer_fetched_bytes_total{{layer=\"{layer}\",class=\"background\"}} 7"),
+            format!(
+                "soci_fs_operation_duration_milliseconds_bucket{{layer=\"{layer}\",operation_type=\"background_fetch\",le=\"4\"}} 1"
+            ),
+            format!(
+                "soci_fs_operation_duration_milliseconds_sum{{layer=\"{layer}\",operation_type=\"mount\"}} 5"
+            ),
         ] {
             assert!(shown.contains(&line), "{line} in\n{shown}");
         }
         drop((files, reader));
-        assert!(!text(&metrics).contains(&layer.to_string()));
+        let left = text(&metrics);
+        assert!(!left.contains(&layer.to_string()), "{left}");
     }
 
     #[test]
-    fn every_operation_has_its_place() {
-        let places: std::collections::HashSet<_> =
-            OPERATIONS.iter().map(|(operation, ..)| *operation).collect();
-        assert_eq!(places.len(), OPERATIONS.len());
+    fn a_layer_of_two_mounts_keeps_its_series_until_the_second_is_gone() {
+        let metrics = Metrics::default();
+        let (layer, ztoc, index) = (Digest::of(b"layer"), Digest::of(b"ztoc"), Digest::of(b"index"));
+        let mount = |image: &[u8]| metrics.file_system(&ztoc, &layer, &index, &Digest::of(image));
+        let (one, two) = (mount(b"one"), mount(b"two"));
+        metrics.series(&layer).observe(Timing::Mount, Duration::from_secs(100));
+        drop(one);
+        let shown = text(&metrics);
+        assert!(
+            shown.contains(&format!("layer=\"{layer}\",operation_type=\"mount\",le=\"32768\"}} 0")),
+            "{shown}"
+        );
+        assert!(
+            shown.contains(&format!("layer=\"{layer}\",operation_type=\"mount\",le=\"+Inf\"}} 1")),
+            "{shown}"
+        );
+        assert!(!shown.contains(&Digest::of(b"one").to_string()));
+        drop(two);
+        assert!(!text(&metrics).contains(&layer.to_string()));
     }
 }

@@ -14,9 +14,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{self, Args, Command, ConfigCommand};
-use crate::config::checked::Listen;
+use crate::config::checked::{Debug, Listen};
 use crate::config::{self, Raw, dump};
 use crate::daemon::{Daemon, Options, Wiring};
+use crate::debug;
 use crate::keychains::{self, Keychains};
 use crate::live::Live;
 use crate::metrics::text::Scrape;
@@ -80,6 +81,7 @@ async fn until_signal(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let (listen, metrics) = (options.config.metrics.clone(), options.metrics.clone());
+    let inspected = options.config.debug.clone();
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let start = async {
@@ -91,6 +93,7 @@ async fn until_signal(options: Options) -> anyhow::Result<()> {
         })
         .await?;
         if let Some(live) = live {
+            serve_state(&inspected, Arc::clone(&live), stop.clone()).await?;
             serve_metrics(&listen, metrics, live, stop).await?;
         }
         anyhow::Ok(daemon)
@@ -144,7 +147,26 @@ async fn serve_metrics(
         live.collect(&mut scrape);
         scrape.text()
     };
-    metrics::serve::serve(listen, Arc::new(render), stop).await
+    let page =
+        metrics::serve::Page { path: "/metrics", kind: metrics::serve::TEXT, render: Arc::new(render) };
+    metrics::serve::serve(listen, page, stop).await
+}
+
+/// Serves the daemon's state where the configuration says so.
+async fn serve_state(listen: &Debug, live: Arc<Live>, stop: CancellationToken) -> anyhow::Result<()> {
+    match listen {
+        Debug::Off => Ok(()),
+        Debug::Unix(path) => {
+            metrics::serve::serve(&Listen::Unix(path.clone()), debug::page(live), stop).await
+        }
+        Debug::Refused(address) => {
+            tracing::warn!(
+                address,
+                "debug_address is not a path: the state is for root alone and is not served there"
+            );
+            Ok(())
+        }
+    }
 }
 
 struct Stopped {

@@ -11,6 +11,9 @@ pub(crate) const MINOR_MIN: u32 = 31;
 /// Newest minor version whose meaning is known here.
 pub(crate) const MINOR_MAX: u32 = 40;
 
+/// In the flags of GETATTR: it is about an open file.
+pub(crate) const GETATTR_FH: u32 = 1;
+
 /// Operations of the kernel.
 pub(crate) mod opcode {
     pub(crate) const LOOKUP: u32 = 1;

@@ -90,7 +90,10 @@ pub(crate) fn handle(
     let (operation, result) = match request.header.opcode {
         opcode::READ => return read(fs, request, begun),
         opcode::LOOKUP => (Operation::Lookup, lookup(fs, times, request, out)),
-        opcode::GETATTR => (Operation::Getattr, getattr(fs, times, request, out)),
+        opcode::GETATTR => match getattr(fs, times, request, out) {
+            Ok(operation) => (operation, Ok(())),
+            Err(error) => (Operation::Getattr, Err(error)),
+        },
         opcode::READDIRPLUS => (Operation::Readdir, list(fs, Listing::Plus(times), request, out)),
         opcode::READDIR => (Operation::Readdir, list(fs, Listing::Names, request, out)),
         opcode::OPEN => (Operation::Open, open(fs, request, out)),
@@ -208,7 +211,7 @@ fn getattr(
     times: &CacheTimes,
     request: &Request<'_>,
     out: &mut Vec<u8>,
-) -> Result<(), FsError> {
+) -> Result<Operation, FsError> {
     let attr = fs.getattr(Inode(request.header.nodeid))?;
     let valid = if LayerFs::is_volatile(attr.inode) { Duration::ZERO } else { times.attr };
     let reply = abi::AttrOut {
@@ -218,7 +221,14 @@ fn getattr(
         attr: wire_attr(&attr),
     };
     out.extend_from_slice(reply.as_bytes());
-    Ok(())
+    let flags = request.arguments::<u32>().unwrap_or_default();
+    Ok(if attr.is_whiteout() {
+        Operation::GetattrOfWhiteout
+    } else if flags & abi::GETATTR_FH != 0 {
+        Operation::GetattrOfFile
+    } else {
+        Operation::Getattr
+    })
 }
 
 fn open(fs: &LayerFs, request: &Request<'_>, out: &mut Vec<u8>) -> Result<(), FsError> {

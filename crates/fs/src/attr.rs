@@ -90,6 +90,11 @@ impl Attr {
         self.size.div_ceil(u64::from(BLOCK_SIZE)).saturating_mul(8)
     }
 
+    /// Whether it is what overlayfs takes for a removed name: the character device 0/0.
+    pub(crate) fn is_whiteout(&self) -> bool {
+        self.mode & file_type::MASK == file_type::CHARACTER && self.rdev == 0
+    }
+
     pub(crate) fn is_dir(&self) -> bool {
         self.mode & file_type::MASK == file_type::DIRECTORY
     }

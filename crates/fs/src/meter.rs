@@ -7,8 +7,12 @@ use std::time::Duration;
 pub enum Operation {
     /// A name was looked up.
     Lookup,
-    /// Attributes were asked for.
+    /// Attributes were asked for by name.
     Getattr,
+    /// Attributes of an open file were asked for.
+    GetattrOfFile,
+    /// Attributes of a whiteout were asked for.
+    GetattrOfWhiteout,
     /// A link was read.
     Readlink,
     /// A file was opened.

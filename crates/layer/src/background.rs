@@ -1,6 +1,6 @@
 //! Completes open layers when nothing else is to do.
 //!
-//! Layers take turns, one range of adjacent spans at a time. Within a layer the spans of its prefetch list come first,
+//! Images take turns, and the layers of an image among themselves, one range of adjacent spans at a time. Within a layer the spans of its prefetch list come first,
 //! then those next to where readers were last, then the rest from the start. Two ranges are on their way at once, so that
 //! the pause between two requests is used. Before a range starts and between its chunks it steps aside for anybody who
 //! waits. What is there already is known from the cache, so work goes on where it ended, also after a restart.
@@ -10,12 +10,12 @@
 //!
 //! The queue holds layers weakly: a closed one falls out.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use soci_oci::{FetchClass, Priority};
+use soci_oci::{Digest, FetchClass, Priority};
 use soci_ztoc::SpanId;
 use tokio::sync::Notify;
 
@@ -27,6 +27,8 @@ use crate::slot::SpanForm;
 
 /// Ranges that are on their way at once.
 const LANES: usize = 2;
+/// Seconds' worth of bytes of one range, under a bandwidth limit.
+const PACED_RANGE: u64 = 30;
 /// How long a layer rests when all that it lacks is on its way already.
 const BUSY: Duration = Duration::from_millis(100);
 
@@ -43,8 +45,11 @@ pub(crate) struct Background {
 
 #[derive(Debug, Default)]
 struct State {
-    /// In the order of their turns.
+    /// In the order of their turns within a group.
     queue: VecDeque<Turn>,
+    /// When groups had their last turn, by a count of turns.
+    served: HashMap<Digest, u64>,
+    turns: u64,
     /// Tasks that run.
     lanes: usize,
     /// Those of them that are at a layer, which may come back to the queue.
@@ -54,6 +59,11 @@ struct State {
 #[derive(Debug)]
 struct Turn {
     layer: Weak<LayerCore>,
+    /// What it shares its turn with.
+    group: Digest,
+    since: Instant,
+    /// Something was fetched for it.
+    worked: bool,
     /// Only spans of the prefetch list are wanted.
     listed_only: bool,
     failures: u32,
@@ -80,15 +90,19 @@ impl Background {
     }
 
     /// Queues a layer: all of it, or only the spans of its prefetch list.
-    pub(crate) fn add(&self, layer: &Arc<LayerCore>, listed_only: bool) {
+    pub(crate) fn add(&self, layer: &Arc<LayerCore>, listed_only: bool, group: Digest) {
         let mut state = self.state.lock();
         let same = |turn: &&mut Turn| Weak::as_ptr(&turn.layer) == Arc::as_ptr(layer);
         if let Some(turn) = state.queue.iter_mut().find(same) {
-            turn.listed_only &= listed_only;
+            if turn.listed_only && !listed_only {
+                (turn.listed_only, turn.group) = (false, group);
+            }
             turn.rests_until = None;
         } else {
-            let layer = Arc::downgrade(layer);
-            state.queue.push_back(Turn { layer, listed_only, failures: 0, rests_until: None });
+            let (layer, since) = (Arc::downgrade(layer), Instant::now());
+            let turn =
+                Turn { layer, group, since, worked: false, listed_only, failures: 0, rests_until: None };
+            state.queue.push_back(turn);
         }
         let start = state.lanes == 0;
         if start {
@@ -101,6 +115,13 @@ impl Background {
                 layer.shared.handle.spawn(lane(Arc::clone(&layer.shared)));
             }
         }
+    }
+
+    /// Returns the most compressed bytes of one range. Under a bandwidth limit a range is no longer than what arrives well
+    /// before its deadline.
+    fn max_range(&self) -> u64 {
+        let most = self.settings.max_range;
+        self.settings.bytes_per_second.map_or(most, |rate| most.min(rate.saturating_mul(PACED_RANGE)))
     }
 
     /// Waits until `bytes` more may be taken under the bandwidth limit.
@@ -116,25 +137,37 @@ impl Background {
         tokio::time::sleep_until(until.into()).await;
     }
 
+    /// Returns how many layers wait.
+    pub(crate) fn queued(&self) -> usize {
+        let state = self.state.lock();
+        let waits = |turn: &&Turn| turn.layer.upgrade().is_some_and(|layer| !layer.closed.is_cancelled());
+        state.queue.iter().filter(waits).count()
+    }
+
     fn next(&self) -> Next {
         let mut state = self.state.lock();
+        let state = &mut *state;
+        state.queue.retain(|turn| turn.layer.upgrade().is_some_and(|layer| !layer.closed.is_cancelled()));
+        state.served.retain(|group, _| state.queue.iter().any(|turn| turn.group == *group));
         let now = Instant::now();
         let mut earliest: Option<Instant> = None;
-        for _ in 0..state.queue.len() {
-            let Some(turn) = state.queue.pop_front() else { break };
-            let Some(layer) = turn.layer.upgrade().filter(|layer| !layer.closed.is_cancelled()) else {
+        let mut first: Option<(u64, usize)> = None;
+        for (place, turn) in state.queue.iter().enumerate() {
+            if let Some(until) = turn.rests_until.filter(|until| *until > now) {
+                earliest = Some(earliest.map_or(until, |at| at.min(until)));
                 continue;
-            };
-            match turn.rests_until {
-                Some(until) if until > now => {
-                    earliest = Some(earliest.map_or(until, |at| at.min(until)));
-                    state.queue.push_back(turn);
-                }
-                _ => {
-                    state.working += 1;
-                    return Next::Work(layer, turn);
-                }
             }
+            let served = state.served.get(&turn.group).copied().unwrap_or_default();
+            if first.is_none_or(|(least, _)| served < least) {
+                first = Some((served, place));
+            }
+        }
+        let next = first.and_then(|(_, place)| state.queue.remove(place));
+        if let Some((layer, turn)) = next.and_then(|turn| Some((turn.layer.upgrade()?, turn))) {
+            state.turns += 1;
+            state.served.insert(turn.group, state.turns);
+            state.working += 1;
+            return Next::Work(layer, turn);
         }
         match earliest {
             Some(until) => Next::Rest(until),
@@ -177,16 +210,18 @@ async fn lane(shared: Arc<Shared>) {
 /// Fetches one range of a layer and queues the layer again, unless it is complete.
 async fn step(background: &Background, layer: &Arc<LayerCore>, mut turn: Turn) {
     let settings = &background.settings;
-    let Some(batch) = batch(layer, settings.max_range, turn.listed_only) else {
+    let Some(batch) = batch(layer, background.max_range(), turn.listed_only) else {
         if layer.slots.len() > 0 {
             background.back(turn, Some(BUSY));
+        } else if turn.worked && !turn.listed_only && layer.is_complete() {
+            layer.meter.completed(turn.since.elapsed());
         }
         return;
     };
     let permits = batch.spans.iter().filter_map(|span| layer.bring(*span, batch.form, batch.class)).collect();
     // A layer is queued while one of its ranges is on its way, so that the other lane may take its next one.
-    background.back(Turn { layer: turn.layer.clone(), ..turn }, None);
-    let failed = fetch::bring(layer, permits, settings.max_range).await.is_err();
+    background.back(Turn { layer: turn.layer.clone(), worked: true, ..turn }, None);
+    let failed = fetch::bring(layer, permits, background.max_range()).await.is_err();
     let mut state = background.state.lock();
     let Some(queued) = state.queue.iter_mut().find(|queued| queued.layer.ptr_eq(&turn.layer)) else { return };
     if failed {
@@ -238,7 +273,7 @@ fn batch(layer: &LayerCore, most: u64, listed_only: bool) -> Option<Batch> {
                 && !layer.slots.busy(span)
         })
         .collect();
-    let touched: Vec<SpanId> = layer.touched.lock().iter().rev().copied().collect();
+    let touched = layer.touched.lock().latest();
     let first = nearest(&missing, &touched)?;
     let mut spans = Vec::new();
     let mut bytes = 0_u64;

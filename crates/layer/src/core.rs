@@ -22,10 +22,8 @@ use crate::recent::LayerId;
 use crate::slot::{Admission, FetchPermit, Slots, SpanForm};
 use crate::sources::Sources;
 use crate::span_cache::SpanKey;
+use crate::touched::Touched;
 use crate::{ReadError, fetch, window};
-
-/// Places that were touched, as far as background work remembers them.
-const TOUCHED: usize = 16;
 
 /// An open layer. Its locks are leaves: nothing else is locked under one of them.
 #[derive(Debug)]
@@ -42,8 +40,8 @@ pub(crate) struct LayerCore {
     /// Where the zTOC is stored at present.
     pub(crate) file: Mutex<PathBuf>,
     ahead: Mutex<ReadAhead>,
-    /// Spans that readers touched, the latest last.
-    pub(crate) touched: Mutex<VecDeque<SpanId>>,
+    /// Spans that readers touched.
+    pub(crate) touched: Mutex<Touched>,
     /// Spans to be fetched first, by order of a prefetch list.
     pub(crate) listed: Mutex<VecDeque<SpanId>>,
     /// Spans that turned out wrong, with the generation of the sources they came from: background work leaves them out.
@@ -135,15 +133,7 @@ impl LayerCore {
 
     /// Takes note of a read. Returns the permits for what a sequential reader will need next.
     pub(crate) fn note(&self, access: Access, first: SpanId) -> Vec<FetchPermit> {
-        {
-            let mut touched = self.touched.lock();
-            if touched.back() != Some(&access.last) {
-                if touched.len() == TOUCHED {
-                    touched.pop_front();
-                }
-                touched.push_back(access.last);
-            }
-        }
+        self.touched.lock().note(first, access.last, |span| self.compressed_len(span));
         let next = self.ahead.lock().note(access, self.spans.len(), self.shared.settings.read_ahead);
         next.filter(|span| *span > first.0)
             .filter_map(|span| {
@@ -190,6 +180,11 @@ impl LayerCore {
     /// Remembers that what the present sources have for a span is wrong.
     pub(crate) fn spoil(&self, span: SpanId) {
         self.spoiled.lock().insert(span, self.sources.generation());
+    }
+
+    /// Whether every span is in the cache.
+    pub(crate) fn is_complete(&self) -> bool {
+        (0..self.spans.len()).all(|span| self.has(SpanId(span), SpanForm::Compressed))
     }
 
     /// Ends everything that is done for this layer.

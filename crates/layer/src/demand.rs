@@ -39,6 +39,14 @@ impl Demand {
     }
 }
 
+impl Demand {
+    /// Waits until `priority` is no longer that of background work.
+    pub(crate) async fn raised(&self, priority: &Priority) {
+        let mut counts = self.0.subscribe();
+        let _count = counts.wait_for(|_| priority.class() > FetchClass::Background).await;
+    }
+}
+
 impl Drop for Demanding<'_> {
     fn drop(&mut self) {
         self.0.0.send_modify(|count| *count -= 1);

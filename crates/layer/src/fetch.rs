@@ -254,8 +254,11 @@ impl Range<'_> {
             let next = within(self.context.deadline.min(stall), async { Ok(stream.next().await) }).await?;
             match next {
                 Some(Ok(bytes)) if bytes.has_remaining() => {
-                    if priority.class() == FetchClass::Background {
-                        shared.background.pace(bytes.len()).await;
+                    tokio::select! {
+                        biased;
+                        // A reader who joins does not wait for the bandwidth limit.
+                        () = shared.demand.raised(priority) => {}
+                        () = shared.background.pace(bytes.len()) => {}
                     }
                     return Ok(bytes);
                 }

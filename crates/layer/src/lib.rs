@@ -29,6 +29,7 @@ mod sources;
 mod span_cache;
 mod sync;
 mod tar_stream;
+mod touched;
 pub mod unpack;
 mod verify;
 mod window;

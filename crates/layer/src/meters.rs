@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use soci_oci::{Digest, FetchClass};
 
@@ -33,6 +34,11 @@ pub enum Event {
 pub trait LayerMeter: Send + Sync + fmt::Debug {
     /// Adds `amount` to the count of `event`. Called often: must be cheap and must not block.
     fn count(&self, event: Event, amount: u64);
+
+    /// The layer was completed in the background, `elapsed` after that was asked for.
+    fn completed(&self, elapsed: Duration) {
+        let _ = elapsed;
+    }
 }
 
 /// Makes the meters of layers.

@@ -167,6 +167,11 @@ impl LayerPool {
         }
     }
 
+    /// Returns how many layers wait to be completed in the background.
+    pub fn queued(&self) -> usize {
+        self.shared.background.queued()
+    }
+
     /// Returns the cache.
     pub fn cache(&self) -> &Arc<SpanCache> {
         &self.shared.cache

@@ -6,7 +6,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use futures::StreamExt;
 use smallvec::SmallVec;
-use soci_oci::BlobSource;
+use soci_oci::{BlobSource, Digest};
 use soci_ztoc::{SpanId, SpanSlice, UncompressedOffset};
 
 use crate::core::{Found, LayerCore};
@@ -56,14 +56,25 @@ impl LayerReader {
         known.map(|span| self.core.compressed_len(span)).sum()
     }
 
+    /// Returns how many bytes of the blob readers touched since the layer was opened, in whole spans, each counted once.
+    pub fn needed_bytes(&self) -> u64 {
+        self.core.touched.lock().bytes()
+    }
+
     /// Whether every span is in the cache: then no read of this layer needs the network.
     pub fn is_complete(&self) -> bool {
-        (0..self.core.spans.len()).all(|span| self.core.has(SpanId(span), SpanForm::Compressed))
+        self.core.is_complete()
     }
 
     /// Has the layer completed in the background, until it is complete or closes. Returns at once.
     pub fn complete(&self) {
-        self.core.shared.background.add(&self.core, false);
+        self.complete_for(&self.core.ztoc);
+    }
+
+    /// As [`Self::complete`]; layers with the same `group` share one turn, so that an image with many layers does not
+    /// outweigh one with few.
+    pub fn complete_for(&self, group: &Digest) {
+        self.core.shared.background.add(&self.core, false, *group);
     }
 
     /// Has `spans` fetched before anything that is done in the background. Ids outside the layer are left out, as are
@@ -89,7 +100,7 @@ impl LayerReader {
         }
         drop(list);
         if taken > 0 {
-            self.core.shared.background.add(&self.core, true);
+            self.core.shared.background.add(&self.core, true, self.core.ztoc);
         }
         taken
     }

@@ -46,6 +46,8 @@ const HANDLES: usize = 32;
 pub struct CacheSettings {
     /// The sum of file sizes, at most. `None` is no limit.
     pub max_bytes: Option<u64>,
+    /// The same, as percent of the space that is free or already the cache's when it is opened. The smaller limit holds.
+    pub max_percent: Option<u8>,
 }
 
 /// What became of a span that was to be stored.
@@ -84,7 +86,7 @@ impl SpanCache {
             _ => {}
         }
         make_dir(&temporary)?;
-        let cache = Self {
+        let mut cache = Self {
             root: root.to_owned(),
             max_bytes: settings.max_bytes,
             index: Mutex::default(),
@@ -93,6 +95,18 @@ impl SpanCache {
             buffers: Buffers::new(4 << 20),
         };
         cache.scan()?;
+        if let Some(percent) = settings.max_percent {
+            let free = rustix::fs::statvfs(root)?;
+            let space = free.f_bavail.saturating_mul(free.f_frsize).saturating_add(cache.usage());
+            let share = space / 100 * u64::from(percent.min(100));
+            cache.max_bytes = Some(cache.max_bytes.map_or(share, |max| max.min(share)));
+        }
+        // The limit may be lower than the one before.
+        if let Some(over) =
+            cache.max_bytes.and_then(|max| cache.usage().checked_sub(max)).filter(|over| *over > 0)
+        {
+            cache.evict(over);
+        }
         Ok(Arc::new(cache))
     }
 
@@ -336,8 +350,13 @@ impl SpanCache {
         self.index.lock().total()
     }
 
-    /// Returns the sum of one layer's file sizes, in bytes.
-    pub fn layer_usage(&self, ztoc: &Digest) -> u64 {
+    /// Returns the most that [`Self::usage`] may be, in bytes; `None` when there is no limit.
+    pub fn limit(&self) -> Option<u64> {
+        self.max_bytes
+    }
+
+    /// Returns the sum of one layer's file sizes, in bytes, and how many files these are.
+    pub fn layer_usage(&self, ztoc: &Digest) -> (u64, u64) {
         self.index.lock().layer_total(ztoc)
     }
 

@@ -205,7 +205,7 @@ async fn a_span_that_is_wrong_does_not_keep_the_rest_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn at_the_size_limit_background_work_stops_and_evicts_nothing() {
     let layer = layer(0);
-    let cache = CacheSettings { max_bytes: Some(layer.tar.len() as u64 / 4) };
+    let cache = CacheSettings { max_bytes: Some(layer.tar.len() as u64 / 4), max_percent: None };
     let rig = Rig::with_cache(small_ranges(), cache);
     let source = layer.source();
     let reader = rig.open(&layer, &source);
@@ -262,4 +262,59 @@ async fn completion_goes_on_after_a_restart_where_it_ended() {
     complete(&reader).await;
     let there = layer.spans.at(UncompressedOffset(half as u64 - 1)).0;
     assert!(later.opened().iter().all(|range| first_span(&layer, range) > there));
+}
+
+// On one thread, so that all layers are queued before the first lane looks.
+#[tokio::test]
+async fn an_image_with_many_layers_does_not_outweigh_one_with_few() {
+    let rig = Rig::new(small_ranges());
+    let (large, small) = (soci_oci::Digest::of(b"large"), soci_oci::Digest::of(b"small"));
+    let many: Vec<Layer> = (1..6).map(|seed| layer(seed * 1000)).collect();
+    let sources: Vec<_> = many.iter().map(Layer::source).collect();
+    let readers: Vec<_> = many.iter().zip(&sources).map(|(layer, source)| rig.open(layer, source)).collect();
+    let few = layer(0);
+    let source = few.source();
+    let reader = rig.open(&few, &source);
+    sources.iter().chain([&source]).for_each(|source| source.gate(false));
+    readers.iter().for_each(|reader| reader.complete_for(&large));
+    reader.complete_for(&small);
+    // Two ranges are on their way at once: one is the small image's, though it came last.
+    let opened = || sources.iter().map(|source| source.opened().len()).sum::<usize>();
+    until("both images have a range on its way", || opened() > 0 && !source.opened().is_empty()).await;
+    assert_eq!((opened(), source.opened().len()), (1, 1));
+    sources.iter().chain([&source]).for_each(|source| source.gate(true));
+    complete(&reader).await;
+    for reader in &readers {
+        complete(reader).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bandwidth_limit_holds_for_background_work() {
+    let layer = layer(0);
+    let rate = layer.spans.compressed_size();
+    let background =
+        BackgroundSettings { bytes_per_second: Some(rate), max_range: 40 << 10, ..Default::default() };
+    let rig = Rig::new(Settings { read_ahead: 0, background, ..settings() });
+    let reader = rig.open(&layer, &layer.source());
+    let begun = std::time::Instant::now();
+    reader.complete();
+    complete(&reader).await;
+    // One second's worth of bytes; the last piece is taken without waiting for what follows.
+    assert!(begun.elapsed() > Duration::from_millis(700), "complete after {:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_who_joins_a_slow_background_range_is_not_slowed() {
+    let layer = layer(0);
+    // A byte a second: nothing would arrive before the reader's deadline.
+    let background =
+        BackgroundSettings { bytes_per_second: Some(1), max_range: 1 << 20, ..Default::default() };
+    let rig = Rig::new(Settings { read_ahead: 0, background, ..settings() });
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    reader.complete();
+    until("a range is on its way", || !source.opened().is_empty()).await;
+    let chunks = reader.read_at(UncompressedOffset(0), layer.tar.len(), soon()).await.unwrap();
+    assert_eq!(chunks.into_bytes(), layer.tar);
 }

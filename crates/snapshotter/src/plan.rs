@@ -4,7 +4,8 @@
 //! [`after`] says what to do when that way failed. The ladder is lazy mount, unpacking this layer alone, containerd. An
 //! image without a usable SOCI index goes to containerd at once, since it must download every layer anyway. Under
 //! `strict` whatever is not as the image's publisher meant it (no index, a layer that does not mount) is an error with
-//! a code of its own; a layer that the index leaves out on purpose is unpacked in either case.
+//! a code of its own; a layer that the index leaves out on purpose is unpacked in either case, and an image whose content
+//! is all on this machine is containerd's in either case.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -104,6 +105,8 @@ pub enum ResolveErrorKind {
     Malformed,
     /// This machine failed.
     Local,
+    /// It has none that could be had, and needs none: all of its content is on this machine.
+    OnMachine,
 }
 
 /// The way to try.
@@ -158,6 +161,8 @@ pub enum Reason {
     IndexMalformed,
     /// This machine failed while resolving.
     IndexLocal,
+    /// All of the image's content is on this machine already.
+    ContentLocal,
     /// The index leaves the layer out.
     NoZtoc,
     /// The layer is smaller than the configured minimum.
@@ -180,6 +185,7 @@ impl Reason {
             Self::IndexUnavailable => "index-unavailable",
             Self::IndexMalformed => "index-malformed",
             Self::IndexLocal => "index-local",
+            Self::ContentLocal => "content-local",
             Self::NoZtoc => "no-ztoc",
             Self::Small => "small-layer",
             Self::MountFailed => "mount-failed",
@@ -203,6 +209,7 @@ impl Reason {
             Self::IndexUnavailable => "check that this machine reaches the registry",
             Self::IndexMalformed => "make the index again with soci convert or soci create",
             Self::IndexLocal => "see the cause",
+            Self::ContentLocal => "nothing: no layer has to be fetched",
             Self::NoZtoc => "make the index with a smaller --min-layer-size",
             Self::Small => "lower [snapshotter] min_layer_size",
             Self::MountFailed | Self::UnpackFailed => "see the cause in the log",
@@ -257,6 +264,8 @@ pub fn decide(
                 ResolveErrorKind::Unavailable => Reason::IndexUnavailable,
                 ResolveErrorKind::Malformed => Reason::IndexMalformed,
                 ResolveErrorKind::Local => Reason::IndexLocal,
+                // Nothing is fetched, so there is nothing that could be lazy: no fallback, also for `strict`.
+                ResolveErrorKind::OnMachine => return PreparePlan::Leave(Reason::ContentLocal),
             };
             return if modes.strict { PreparePlan::Refuse(reason) } else { PreparePlan::Leave(reason) };
         }
@@ -348,6 +357,11 @@ pub(crate) mod tests {
             assert_eq!(decide(&layer(), &error, &LENIENT), PreparePlan::Leave(reason));
             assert_eq!(decide(&layer(), &error, &STRICT), PreparePlan::Refuse(reason));
         }
+        let here = Err(ResolveError { kind: K::OnMachine, message: "x".into() });
+        for modes in [LENIENT, STRICT] {
+            let left = PreparePlan::Leave(Reason::ContentLocal);
+            assert_eq!(decide(&layer(), &here, &modes), left, "what is here is no fallback");
+        }
     }
 
     #[test]
@@ -387,6 +401,7 @@ pub(crate) mod tests {
             IndexUnavailable,
             IndexMalformed,
             IndexLocal,
+            ContentLocal,
             NoZtoc,
             Small,
             MountFailed,

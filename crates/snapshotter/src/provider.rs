@@ -39,8 +39,15 @@ pub trait LayerProvider: Send + Sync + std::fmt::Debug {
     /// Another pull has the layer that is mounted at `at`: its bytes may come from that image as well. Uses no network.
     async fn share(&self, layer: &LayerRequest, at: &SnapshotDir);
 
-    /// Mounts a layer of an earlier process again, from local state only. A dead mount in its place is replaced.
+    /// Mounts a layer of an earlier process again, from local state; only what was lost of that is fetched. A dead mount in
+    /// its place is replaced.
     async fn restore(&self, record: &MountRecord, at: &SnapshotDir) -> Result<(), RestoreError>;
+
+    /// Whether [`restore`](Self::restore) would need no network. Quick.
+    fn at_hand(&self, record: &MountRecord) -> bool {
+        let _ = record;
+        true
+    }
 
     /// Returns the directory to use as a lower layer for a lazily mounted snapshot, and whether it serves.
     fn lower(&self, at: &SnapshotDir) -> Lower;
@@ -51,9 +58,11 @@ pub trait LayerProvider: Send + Sync + std::fmt::Debug {
         None
     }
 
-    /// Is called once, when each lazy snapshot of an earlier process was given to `restore`: what none of them needs may
-    /// be deleted.
-    async fn told_all(self: Arc<Self>) {}
+    /// Is called once, when each lazy snapshot of an earlier process was given to `restore`, but for those of `later`, which
+    /// will be: what none of them needs may be deleted.
+    async fn told_all(self: Arc<Self>, later: Vec<Arc<Record>>) {
+        let _ = later;
+    }
 
     /// Ends all work in the background and waits for it. Mounts are not touched.
     async fn shutdown(&self) {}

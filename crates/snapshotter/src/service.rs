@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::join_all;
 use soci_oci::labels;
 use tokio::sync::Notify;
@@ -295,34 +296,48 @@ impl Snapshotter {
         reclaim::run(&self.0.store, &*self.0.provider).await;
     }
 
-    /// Brings back the mounts of an earlier process, several at once, while calls are served. Those that fail are tried
-    /// again in the background.
+    /// Brings back the mounts of an earlier process, several at once, while calls are served. Those that fail, or of which
+    /// something was lost, are tried again in the background.
     pub async fn restore(&self) -> Restored {
-        let lazy: Vec<Arc<Record>> =
-            self.0.store.list().into_iter().filter(|record| record.lazy.is_some()).collect();
-        let total = lazy.len();
-        let mut degraded = Vec::new();
-        for group in lazy.chunks(RESTORE_AT_ONCE) {
-            let done = join_all(group.iter().map(|record| self.bring_back(record))).await;
-            for (record, done) in group.iter().zip(done) {
-                if let Err(error) = done {
-                    let (key, cause) = (&record.name, chain(&error));
-                    tracing::warn!(
-                        key,
-                        error = cause,
-                        "failed to restore remote snapshot {key}; it is tried again in the background"
-                    );
-                    degraded.push(Arc::clone(record));
-                }
-            }
+        let lazy = self.0.store.list().into_iter().filter(|record| record.lazy.is_some());
+        let at_hand =
+            |record: &Arc<Record>| record.lazy.as_ref().is_none_or(|lazy| self.0.provider.at_hand(lazy));
+        let (whole, lost): (Vec<_>, Vec<_>) = lazy.partition(at_hand);
+        let total = whole.len() + lost.len();
+        for record in &lost {
+            let key = &record.name;
+            tracing::warn!(
+                key,
+                "something of remote snapshot {key} was lost; it is fetched again in the background"
+            );
         }
-        Arc::clone(&self.0.provider).told_all().await;
-        let restored = Restored { total, degraded: degraded.len() };
-        if !degraded.is_empty() {
+        let failed = self.bring_all_back(whole).await;
+        for (record, error) in &failed {
+            let (key, cause) = (&record.name, chain(error));
+            tracing::warn!(
+                key,
+                error = cause,
+                "failed to restore remote snapshot {key}; it is tried again in the background"
+            );
+        }
+        // What was lost needs no pause: only the others have failed already.
+        let degraded: Vec<_> = failed.into_iter().map(|(record, _)| record).collect();
+        let restored = Restored { total, degraded: degraded.len() + lost.len() };
+        Arc::clone(&self.0.provider).told_all(lost.clone()).await;
+        if restored.degraded > 0 {
             let this = self.clone();
-            self.0.tracker.spawn(async move { this.retry(degraded).await });
+            self.0.tracker.spawn(async move { this.retry(lost, degraded).await });
         }
         restored
+    }
+
+    /// Brings back what it can of `records`, and returns the rest with what stands against it.
+    async fn bring_all_back(&self, records: Vec<Arc<Record>>) -> Vec<(Arc<Record>, RestoreError)> {
+        let restoring = futures::stream::iter(records).map(|record| async move {
+            let done = self.bring_back(&record).await;
+            done.err().map(|error| (record, error))
+        });
+        restoring.buffer_unordered(RESTORE_AT_ONCE).filter_map(std::future::ready).collect().await
     }
 
     /// Ends all background work of this service, and unmounts every layer first when `unmount`.
@@ -352,22 +367,35 @@ impl Snapshotter {
         }
     }
 
-    async fn retry(&self, mut degraded: Vec<Arc<Record>>) {
+    /// Tries to bring back `lost` at once and `failed` after a pause, and again what still fails, until nothing is left.
+    async fn retry(&self, lost: Vec<Arc<Record>>, mut failed: Vec<Arc<Record>>) {
         let (mut pause, longest) = RESTORE_PAUSE;
-        while !degraded.is_empty() {
+        let mut next = lost;
+        loop {
+            let count = next.len();
+            let still = tokio::select! {
+                still = self.bring_all_back(next) => still,
+                () = self.0.stop.cancelled() => return,
+            };
+            if still.len() < count {
+                let (back, left) = (count - still.len(), still.len() + failed.len());
+                tracing::info!(back, left, "remote snapshots that had failed are restored");
+            }
+            for (record, error) in still {
+                tracing::debug!(key = %record.name, error = %chain(&error), "still not restored");
+                failed.push(record);
+            }
+            if failed.is_empty() {
+                return;
+            }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.0.stop.cancelled() => return,
             }
             pause = (pause * 2).min(longest);
-            let mut still = Vec::new();
-            for record in degraded {
-                let exists = self.0.store.get(&record.name).is_ok_and(|now| now.id == record.id);
-                if exists && self.bring_back(&record).await.is_err() {
-                    still.push(record);
-                }
-            }
-            degraded = still;
+            let exists =
+                |record: &Arc<Record>| self.0.store.get(&record.name).is_ok_and(|now| now.id == record.id);
+            next = std::mem::take(&mut failed).into_iter().filter(exists).collect();
         }
     }
 

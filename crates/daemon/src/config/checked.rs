@@ -23,6 +23,10 @@ pub struct Config {
     pub check_overlay: bool,
     /// Whether layers are completed in the background.
     pub background_fetch: bool,
+    /// Bytes per second that this may take.
+    pub background_rate: Option<u64>,
+    /// How large the span cache may be.
+    pub cache: Cache,
     /// Whether prefetch artifacts are honoured.
     pub prefetch: bool,
     /// Where SOCI artifacts are looked for before the registry.
@@ -37,6 +41,8 @@ pub struct Config {
     pub min_layer_size: u64,
     /// Where metrics are served.
     pub metrics: Option<Listen>,
+    /// Where the daemon's state is served.
+    pub debug: Debug,
     /// The kubelet's pulls as a source of registry logins: containerd's image service.
     pub cri: Option<PathBuf>,
     /// Kubernetes secrets as such a source.
@@ -45,6 +51,32 @@ pub struct Config {
     pub mirrors: BTreeMap<String, Vec<Mirror>>,
     /// Directory of containerd's per-host configuration.
     pub hosts_dir: Option<PathBuf>,
+}
+
+/// How large the span cache may be; the smaller limit holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// In bytes.
+    pub max_bytes: Option<u64>,
+    /// In percent of the space that is free or its own.
+    pub max_percent: Option<u8>,
+}
+
+impl From<Cache> for soci_layer::CacheSettings {
+    fn from(Cache { max_bytes, max_percent }: Cache) -> Self {
+        Self { max_bytes, max_percent }
+    }
+}
+
+/// Where the daemon's state is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Debug {
+    /// Nowhere.
+    Off,
+    /// On this Unix socket.
+    Unix(PathBuf),
+    /// Nowhere, though this address asks for it: what is served is for root alone.
+    Refused(String),
 }
 
 /// Which pull secrets are synced.
@@ -166,6 +198,8 @@ impl Config {
             verify_headers: !raw.disable_verification,
             check_overlay: !raw.skip_check_snapshotter_supported,
             background_fetch: !raw.background_fetch.disable,
+            background_rate: positive(raw.background_fetch.max_bytes_per_second),
+            cache: cache(&raw.span_cache)?,
             prefetch: raw.prefetch.enable,
             content_store,
             containerd: socket(&raw.content_store.containerd_address, "/run/containerd/containerd.sock"),
@@ -173,6 +207,7 @@ impl Config {
             strict: raw.pull_modes.strict,
             min_layer_size: u64::try_from(raw.snapshotter.min_layer_size).unwrap_or(0),
             metrics: metrics(raw)?,
+            debug: debug(&raw.debug_address),
             cri: raw
                 .cri_keychain
                 .enable_keychain
@@ -195,6 +230,28 @@ fn http(raw: &raw::Http) -> Http {
         request: millis(raw.request_timeout_msec, 300_000),
         retries: retries(Some(raw.max_retries), 8),
         pause: (millis(raw.min_wait_msec, 30), millis(raw.max_wait_msec, 300_000)),
+    }
+}
+
+fn positive(value: i64) -> Option<u64> {
+    u64::try_from(value).ok().filter(|value| *value > 0)
+}
+
+fn cache(raw: &raw::SpanCache) -> Result<Cache, CheckError> {
+    let percent = u8::try_from(raw.max_percent).ok().filter(|percent| (1..=100).contains(percent));
+    let percent = percent.ok_or_else(|| {
+        CheckError(format!("span_cache.max_percent {}: must be from 1 to 100", raw.max_percent))
+    })?;
+    let max_percent = (raw.max_bytes >= 0).then_some(percent);
+    Ok(Cache { max_bytes: positive(raw.max_bytes), max_percent })
+}
+
+fn debug(address: &str) -> Debug {
+    let path = address.strip_prefix("unix://").unwrap_or(address);
+    match path {
+        "" => Debug::Off,
+        path if path.starts_with('/') => Debug::Unix(PathBuf::from(path)),
+        _ => Debug::Refused(address.to_owned()),
     }
 }
 

@@ -40,8 +40,8 @@ tables! {
         "metrics_network" metrics_network: String = "tcp".to_owned(), Used;
         /// Whether no metrics are served.
         "no_prometheus" no_prometheus: bool = false, Used;
-        /// Where a profiler is served.
-        "debug_address" debug_address: String = String::new(), Unused("no profiler is built in");
+        /// Unix socket on which the daemon's state is served as JSON (`GET /debug/state`). Empty for none; other addresses are not listened on.
+        "debug_address" debug_address: String = String::new(), Used;
         /// Kind of metadata database: `db` or `db-multi`.
         "metadata_store" metadata_store: String = "db".to_owned(), Unused(IN_MEMORY);
         /// Whether that database is not synced.
@@ -56,6 +56,8 @@ tables! {
         "blob" blob: Blob = Blob::default(), Used;
         /// The span cache of the Go daemon.
         "directory_cache" directory_cache: DirectoryCache = DirectoryCache::default(), Used;
+        /// The span cache.
+        "span_cache" span_cache: SpanCache = SpanCache::default(), Used;
         /// Layer file systems.
         "fuse" fuse: Fuse = Fuse::default(), Used;
         /// Completing layers in the background.
@@ -124,6 +126,14 @@ tables! {
         "direct" direct: bool = true, Unused(ON_DISK);
     }
 
+    /// `[span_cache]`
+    SpanCache {
+        /// Bytes that cached parts of layers may take on disk. At the limit what was not used for longest goes, and is fetched again when it is needed. 0 for `max_percent` alone, negative for no limit at all.
+        "max_bytes" max_bytes: i64 = 0, Used;
+        /// The same limit in percent of the space that is free or the cache's own when the daemon starts. The smaller one holds.
+        "max_percent" max_percent: i64 = 75, Used;
+    }
+
     /// `[fuse]`
     Fuse {
         /// Seconds for which the kernel keeps attributes; layers never change, so the default is long.
@@ -140,6 +150,8 @@ tables! {
     BackgroundFetch {
         /// Whether layers are not completed in the background.
         "disable" disable: bool = false, Used;
+        /// Bytes per second that completing layers may take; 0 for as fast as it goes. Readers are never slowed.
+        "max_bytes_per_second" max_bytes_per_second: i64 = 0, Used;
         /// Milliseconds of pause after a new image.
         "silence_period_msec" silence_period_msec: i64 = 30_000, Unused(NO_CLOCK);
         /// Milliseconds per span.

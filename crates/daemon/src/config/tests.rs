@@ -101,6 +101,32 @@ min_layer_size = 10
 }
 
 #[test]
+fn the_cache_has_a_limit_unless_it_is_lifted() {
+    let cache = |text: &str| {
+        let cache = check(&format!("[span_cache]\n{text}")).cache;
+        (cache.max_bytes, cache.max_percent)
+    };
+    assert_eq!(cache(""), (None, Some(75)));
+    assert_eq!(cache("max_bytes = 1000"), (Some(1000), Some(75)));
+    assert_eq!(cache("max_percent = 10"), (None, Some(10)));
+    assert_eq!(cache("max_bytes = -1"), (None, None));
+    assert_eq!(check("[background_fetch]\nmax_bytes_per_second = 5").background_rate, Some(5));
+    assert_eq!(check("[background_fetch]\nmax_bytes_per_second = 0").background_rate, None);
+}
+
+#[test]
+fn the_state_is_served_on_a_unix_socket_only() {
+    use super::checked::Debug;
+    let debug = |address: &str| check(&format!("debug_address = '{address}'")).debug;
+    assert_eq!(debug(""), Debug::Off);
+    assert_eq!(debug("/run/d.sock"), Debug::Unix("/run/d.sock".into()));
+    assert_eq!(debug("unix:///run/d.sock"), Debug::Unix("/run/d.sock".into()));
+    for address in ["127.0.0.1:6060", ":6060", "d.sock"] {
+        assert_eq!(debug(address), Debug::Refused(address.to_owned()));
+    }
+}
+
+#[test]
 fn a_malformed_file_names_line_and_key() {
     for (text, line, key) in [
         ("[http]\nMaxRetries = \"many\"\n", 2, "[http] MaxRetries"),
@@ -144,6 +170,8 @@ fn values_that_cannot_be_meant_stop_the_start() {
             "global download limit less than per-image download limit",
         ),
         ("[[resolver.host.x.mirrors]]\ninsecure = true", "without host"),
+        ("[span_cache]\nmax_percent = 0", "from 1 to 100"),
+        ("[span_cache]\nmax_percent = 101", "from 1 to 100"),
     ] {
         let (raw, _) = parse(text).unwrap();
         let error = Config::check(&raw).expect_err(text).to_string();

@@ -3,12 +3,22 @@
 //! What containerd has is used whatever the registry says, so that an imported image works with the registry away. Nothing
 //! is written here: what a mount needs is kept by [`super::ztocs`], with the mount's lifetime.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use soci_oci::{BlobSource, BlobStream, Descriptor, Digest};
+use parking_lot::Mutex;
+use soci_oci::{
+    BlobSource, BlobStream, Descriptor, Digest, FetchContext, FetchError, FetchErrorKind, Manifest,
+};
 use soci_store::{ContentInfo, ContentStore, StoreError};
+
+/// How long it is remembered that a blob is not on this machine.
+const ABSENT: Duration = Duration::from_secs(300);
+/// How long looking may take: the registry has the blob as well.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Several stores as one that is only read.
 #[derive(Debug, Clone)]
@@ -76,5 +86,82 @@ impl ContentStore for LocalContent {
 
     async fn find(&self, _: &str, _: &str) -> Result<Vec<ContentInfo>, StoreError> {
         Ok(Vec::new())
+    }
+}
+
+/// Whether every layer of `manifest` and its configuration are in `content`: then the image needs no registry.
+pub async fn has_all(content: &dyn ContentStore, manifest: &Manifest) -> bool {
+    for blob in manifest.layers.iter().chain([&manifest.config]) {
+        match content.info(&blob.digest).await {
+            Ok(Some(info)) if info.size == blob.size => {}
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// A blob that may be on this machine, looked for when it is read: it may come, and containerd may collect it.
+#[derive(Debug)]
+pub struct LocalBlob {
+    content: LocalContent,
+    digest: Digest,
+    size: u64,
+    /// Until when it is taken to be absent.
+    absent: Mutex<Option<Instant>>,
+}
+
+impl LocalBlob {
+    /// Returns the blob `digest` of `content`, of `size` bytes. Nothing is asked yet.
+    pub fn new(content: LocalContent, digest: Digest, size: u64) -> Self {
+        Self { content, digest, size, absent: Mutex::new(None) }
+    }
+}
+
+#[async_trait]
+impl BlobSource for LocalBlob {
+    async fn open(&self, range: Range<u64>, context: &FetchContext) -> Result<BlobStream, FetchError> {
+        let missing = || {
+            FetchError::new(FetchErrorKind::NotFound, format!("blob {} is not on this machine", self.digest))
+        };
+        if self.absent.lock().is_some_and(|until| until > Instant::now()) {
+            return Err(missing());
+        }
+        let found = tokio::time::timeout(LOOK, self.content.source(&self.digest)).await;
+        match found {
+            Ok(Ok(Some((source, size)))) if size == self.size => source.open(range, context).await,
+            _ => {
+                *self.absent.lock() = Some(Instant::now() + ABSENT);
+                Err(missing())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::TryStreamExt;
+    use soci_oci::FetchClass;
+    use soci_store::LocalStore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_blob_is_read_once_it_is_there_and_missing_before() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Arc::new(LocalStore::open(root.path()).unwrap());
+        let content = LocalContent::new(vec![store.clone() as Arc<dyn ContentStore>]);
+        let bytes = Bytes::from_static(b"0123456789");
+        let descriptor = Descriptor::of("application/octet-stream", &bytes);
+        let context = FetchContext::new(Instant::now() + Duration::from_secs(20), FetchClass::OnDemand);
+        let blob = LocalBlob::new(content.clone(), descriptor.digest, descriptor.size);
+        let error = blob.open(2..5, &context).await.err().unwrap();
+        assert_eq!(error.kind(), FetchErrorKind::NotFound);
+        store.put(&descriptor, bytes, &[]).await.unwrap();
+        assert!(blob.open(2..5, &context).await.is_err(), "it is not looked for at each read");
+        *blob.absent.lock() = Some(Instant::now());
+        let pieces: Vec<Bytes> = blob.open(2..5, &context).await.unwrap().try_collect().await.unwrap();
+        assert_eq!(pieces.concat(), b"234");
+        let other = LocalBlob::new(content, descriptor.digest, 11);
+        assert!(other.open(0..1, &context).await.is_err(), "of another size");
     }
 }

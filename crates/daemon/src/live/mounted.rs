@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use soci_fs::{
@@ -15,6 +15,8 @@ use soci_snapshotter::SnapshotDir;
 use soci_snapshotter::error::chain;
 use soci_snapshotter::provider::{DirOwner, ImpliedDir, MAX_REFERENCES, SetbackKind, Xattr};
 use soci_ztoc::Ztoc;
+
+use crate::metrics::{Series, Timing};
 
 /// How often a directory is unmounted before giving up: mounts of several dead processes may lie on each other.
 const STACKED: usize = 64;
@@ -52,7 +54,13 @@ pub struct Plan {
     /// Where bytes come from; the last one is asked first.
     pub sources: Vec<Arc<dyn BlobSource>>,
     /// Who is told of operations.
-    pub meter: Option<Arc<dyn FsMeter>>,
+    pub meter: Arc<dyn FsMeter>,
+    /// Who is told how long it takes.
+    pub series: Arc<Series>,
+    /// The manifest of the image it is mounted for, where it is known.
+    pub image: Option<Digest>,
+    /// The image, as the client named it.
+    pub reference: String,
 }
 
 /// A mounted layer. Dropping it stops serving; it does not unmount.
@@ -64,6 +72,10 @@ pub struct Mounted {
     pub layer: Digest,
     /// How many spans it has.
     pub spans: u32,
+    /// The manifest of the image it was mounted for.
+    pub image: Option<Digest>,
+    /// That image, as the client named it.
+    pub reference: String,
     session: Session,
     /// One per source; each keeps its source in use.
     readers: Mutex<Vec<Arc<LayerReader>>>,
@@ -134,6 +146,7 @@ pub fn mount(
 ) -> Result<Mounted, Failed> {
     let layer = plan.layer;
     let options = TreeOptions { xattrs: !plan.disable_xattrs, opaque: ground.opaque, implied };
+    let begun = Instant::now();
     let tree = LayerTree::build(&plan.decoded, &options)
         .map_err(|error| Failed::new(SetbackKind::Malformed, format!("files of layer {layer}"), &error))?;
     if let Some(link) = tree.broken_links().next() {
@@ -141,6 +154,7 @@ pub fn mount(
         let message = format!("files of layer {layer}: hard link {link:?} has no target");
         return Err(Failed { kind: SetbackKind::Malformed, message });
     }
+    plan.series.observe(Timing::MetadataInit, begun.elapsed());
     let spans = Arc::clone(plan.decoded.spans());
     let count = spans.len();
     drop(plan.decoded);
@@ -158,15 +172,18 @@ pub fn mount(
         read_timeout: ground.read_timeout,
         state: Some(Arc::new(state)),
         statfs: ground.statfs.clone(),
-        meter: plan.meter,
+        meter: Some(plan.meter),
     };
     let fs = LayerFs::new(tree, reader, options);
     let mountpoint = at.fs();
+    let begun = Instant::now();
     let device = soci_fs::mount(&mountpoint, &MountOptions::default())
         .map_err(|error| Failed::new(SetbackKind::Local, format!("mount layer {layer}"), &error))?;
     match Session::serve(device, None, fs, &ServeOptions::default(), &ground.hub) {
         Ok(session) => {
-            Ok(Mounted { ztoc: plan.ztoc, layer, spans: count, session, readers: Mutex::new(readers) })
+            plan.series.observe(Timing::FuseMount, begun.elapsed());
+            let Plan { ztoc, image, reference, .. } = plan;
+            Ok(Mounted { ztoc, layer, spans: count, image, reference, session, readers: Mutex::new(readers) })
         }
         Err(error) => {
             if let Err(error) = soci_fs::unmount(&mountpoint, Unmount::Detach) {

@@ -4,8 +4,9 @@
 //! each is stored, decoded and handed over as soon as it is there. A layer waits for its own zTOC only, and a bad one costs
 //! its layer only. Later Prepares of the image use no network.
 //!
-//! A session ends when nothing was asked of it for [`IDLE`]. A failure is not remembered, but for the moment that the other
-//! layers of the same pull need to hear of it: [`NO_INDEX`] when the image surely has none, [`FAILED`] for the rest.
+//! A session ends when nothing was asked of it for [`IDLE`], or with the image's last snapshot; what is still being fetched
+//! for it ends with it. A failure is not remembered, but for the moment that the other layers of the same pull need to hear
+//! of it: [`NO_INDEX`] when the image surely has none, [`FAILED`] for the rest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use soci_index::prefetch::Prefetch;
-use soci_index::{ArtifactKind, DiscoverError, DiscoverRequest, SociIndex, discover, resolve};
+use soci_index::{ArtifactKind, DiscoverError, DiscoverRequest, Discovered, SociIndex, discover, resolve};
+use soci_oci::manifest::MAX_MANIFEST_SIZE;
 use soci_oci::{Digest, FetchClass, FetchContext, FetchError, FetchErrorKind, Manifest};
 use soci_registry::Repository;
 use soci_snapshotter::error::chain;
@@ -24,11 +26,14 @@ use soci_snapshotter::{LayerRequest, ResolveError};
 use soci_store::ContentStore;
 use soci_ztoc::{DecodeLimits, Ztoc};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use super::claims::{Claims, Hold};
+use super::content::has_all;
 use super::ztocs::Ztocs;
 use crate::config::checked::Discovery;
+use crate::metrics::{Metrics, Series, Timing, names};
 
 /// How long an image is remembered after its last use.
 pub const IDLE: Duration = Duration::from_secs(300);
@@ -38,6 +43,8 @@ pub const NO_INDEX: Duration = Duration::from_secs(30);
 pub const FAILED: Duration = Duration::from_secs(3);
 /// How long fetching the artifacts of an image may take in all.
 const BURST: Duration = Duration::from_secs(300);
+/// How long the registry is waited for when all of the image is on this machine.
+const HERE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Namespace, manifest and explicit index.
 pub type Key = (String, Digest, Option<Digest>);
@@ -57,6 +64,12 @@ pub struct Image {
     /// What is on this machine already.
     pub content: Arc<dyn ContentStore>,
     layers: HashMap<Digest, watch::Receiver<Arrival>>,
+    /// Its zTOCs are not deleted while it is here.
+    hold: Arc<Hold>,
+    /// What was counted about its index and layers so far.
+    _series: Vec<Arc<Series>>,
+    /// Ends the fetching of its artifacts.
+    _fetching: DropGuard,
 }
 
 /// A layer whose zTOC is here, stored and decoded.
@@ -74,13 +87,24 @@ pub struct Ready {
     pub decoded: Mutex<Option<Ztoc>>,
 }
 
+/// How images are resolved.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How an index is found.
+    pub discovery: Discovery,
+    /// How long that may take.
+    pub timeout: Duration,
+    /// Whether prefetch artifacts are honoured.
+    pub prefetch: bool,
+}
+
 /// The images being pulled.
 #[derive(Debug)]
 pub struct Sessions {
-    discovery: Discovery,
-    timeout: Duration,
-    prefetch: bool,
+    settings: Settings,
     ztocs: Arc<Ztocs>,
+    claims: Arc<Claims>,
+    metrics: Metrics,
     known: Mutex<HashMap<Key, Known>>,
     resolving: Jobs<Key, Outcome>,
     tracker: TaskTracker,
@@ -117,14 +141,6 @@ impl Image {
     pub fn has(&self, layer: &Digest) -> bool {
         self.layers.contains_key(layer)
     }
-
-    /// Returns the zTOCs that are here.
-    pub fn ztocs(&self) -> impl Iterator<Item = Digest> {
-        self.layers.values().filter_map(|layer| match &*layer.borrow() {
-            Some(Ok(ready)) => Some(ready.digest),
-            _ => None,
-        })
-    }
 }
 
 fn gone(layer: &Digest) -> FetchError {
@@ -134,15 +150,15 @@ fn gone(layer: &Digest) -> FetchError {
 impl Sessions {
     /// Returns no sessions yet.
     pub fn new(
-        discovery: Discovery,
-        timeout: Duration,
-        prefetch: bool,
+        settings: Settings,
         ztocs: Arc<Ztocs>,
+        claims: Arc<Claims>,
+        metrics: Metrics,
         tracker: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
         let resolving = Jobs::new(tracker.clone());
-        Self { discovery, timeout, prefetch, ztocs, known: Mutex::default(), resolving, tracker, stop }
+        Self { settings, ztocs, claims, metrics, known: Mutex::default(), resolving, tracker, stop }
     }
 
     /// Returns the image that `layer` belongs to, resolving it when it is not known.
@@ -155,15 +171,21 @@ impl Sessions {
         reach: impl FnOnce() -> (Repository, Arc<dyn ContentStore>),
     ) -> Outcome {
         let key = (layer.namespace.clone(), layer.manifest, layer.explicit_index);
-        if let Some(outcome) = self.recall(&key) {
+        let recalled = self.recall(&key);
+        self.metrics.add(
+            &names::OPERATIONS,
+            &["", if recalled.is_some() { "resolve_cache_hit" } else { "resolve_cache_miss" }],
+            1,
+        );
+        if let Some(outcome) = recalled {
             return outcome;
         }
         let request = DiscoverRequest {
             image: layer.image.clone(),
             manifest: layer.manifest,
             explicit: layer.explicit_index,
-            v1: self.discovery.v1,
-            v2: self.discovery.v2,
+            v1: self.settings.discovery.v1,
+            v2: self.settings.discovery.v2,
         };
         let (repository, content) = reach();
         let (this, job_key) = (Arc::clone(self), key.clone());
@@ -183,26 +205,40 @@ impl Sessions {
         self.resolving.run(key, resolve).await.map_err(lost)?
     }
 
-    /// Whether a session holds the zTOC.
-    pub fn holds(&self, ztoc: &Digest) -> bool {
-        self.known
-            .lock()
-            .values()
-            .any(|known| known.outcome.as_ref().is_ok_and(|image| image.ztocs().any(|held| held == *ztoc)))
+    /// Ends the sessions of images that were removed: those with `ztoc` of which no snapshot is left and that no Prepare
+    /// is using.
+    pub fn abandon(&self, ztoc: &Digest) {
+        self.end(|known| {
+            known.outcome.as_ref().is_ok_and(|image| {
+                let ztocs = image.hold.ztocs();
+                Arc::strong_count(image) == 1 && ztocs.contains(ztoc) && !self.claims.is_any_claimed(ztocs)
+            })
+        });
     }
 
-    /// Forgets what was not used for a while; returns the zTOCs of images forgotten.
-    pub fn expire(&self) -> Vec<Digest> {
+    /// Forgets what was not used for a while.
+    pub fn expire(&self) {
         let now = Instant::now();
-        let mut gone = Vec::new();
-        self.known.lock().retain(|_, known| {
-            if known.until > now {
-                return true;
-            }
-            gone.extend(known.outcome.iter().flat_map(|image| image.ztocs()));
-            false
-        });
-        gone
+        self.end(|known| known.until <= now);
+    }
+
+    /// Returns how many images are known, or known to have no index.
+    pub fn len(&self) -> usize {
+        self.known.lock().len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn end(&self, ends: impl Fn(&Known) -> bool) {
+        let mut known = self.known.lock();
+        let keys: Vec<Key> =
+            known.iter().filter(|(_, known)| ends(known)).map(|(key, _)| key.clone()).collect();
+        let ended: Vec<Known> = keys.iter().filter_map(|key| known.remove(key)).collect();
+        drop(known);
+        drop(ended);
     }
 
     fn recall(&self, key: &Key) -> Option<Outcome> {
@@ -222,10 +258,54 @@ impl Sessions {
     fn remember(&self, key: Key, outcome: &Outcome) {
         let hold = match outcome {
             Ok(_) => IDLE,
-            Err(ResolveError { kind: ResolveErrorKind::None | ResolveErrorKind::Disabled, .. }) => NO_INDEX,
+            Err(ResolveError {
+                kind: ResolveErrorKind::None | ResolveErrorKind::Disabled | ResolveErrorKind::OnMachine,
+                ..
+            }) => NO_INDEX,
             Err(_) => FAILED,
         };
         self.known.lock().insert(key, Known { outcome: outcome.clone(), until: Instant::now() + hold });
+    }
+
+    /// Finds the image's index. An image that is all on this machine does not wait for a registry that does not answer,
+    /// and is never the worse for what the registry says.
+    async fn discover(
+        &self,
+        request: &DiscoverRequest,
+        repository: &Repository,
+        content: &dyn ContentStore,
+    ) -> Result<Discovered, ResolveError> {
+        let context = FetchContext::new(Instant::now() + self.settings.timeout, FetchClass::OnDemand);
+        let mut discovering = std::pin::pin!(discover(request, repository, Some(content), &context));
+        let mut looking = std::pin::pin!(is_here(&request.manifest, content));
+        let (found, here) = tokio::select! {
+            biased;
+            found = &mut discovering => (Some(found), None),
+            here = &mut looking => (None, Some(here)),
+        };
+        let found = match (found, here) {
+            (Some(found), _) => Some(found),
+            (None, Some(true)) => tokio::time::timeout(HERE_PATIENCE, discovering).await.ok(),
+            (None, _) => Some(discovering.await),
+        };
+        let message = match found {
+            Some(Ok(found)) => return Ok(found),
+            Some(Err(error)) => {
+                let here = match here {
+                    Some(here) => here,
+                    None => looking.await,
+                };
+                if !here {
+                    return Err(resolve_error(&error));
+                }
+                chain(&error)
+            }
+            None => format!("no answer from the registry within {} s", HERE_PATIENCE.as_secs()),
+        };
+        Err(ResolveError {
+            kind: ResolveErrorKind::OnMachine,
+            message: format!("all of the image is on this machine, which needs no index: {message}"),
+        })
     }
 
     async fn resolve(
@@ -234,9 +314,8 @@ impl Sessions {
         repository: Repository,
         content: Arc<dyn ContentStore>,
     ) -> Outcome {
-        let context = FetchContext::new(Instant::now() + self.timeout, FetchClass::OnDemand);
-        let found = discover(request, &repository, Some(&*content), &context).await;
-        let found = found.map_err(|error| resolve_error(&error))?;
+        let begun = Instant::now();
+        let found = self.discover(request, &repository, &*content).await?;
         tracing::info!(
             image = %request.image,
             digest = %found.index.digest,
@@ -244,12 +323,17 @@ impl Sessions {
             "fetching SOCI artifacts using index descriptor"
         );
         let index = Arc::new(found.index);
+        let of_index = self.metrics.series(&index.digest);
+        of_index.observe(Timing::IndexFetch, begun.elapsed());
+        let mut series = vec![of_index];
         let mut senders = HashMap::new();
         let mut layers = HashMap::new();
         for layer in &found.image_manifest.layers {
             if index.ztoc(&layer.digest).is_some() {
                 let (sender, receiver) = watch::channel(None);
-                senders.insert(layer.digest, sender);
+                let of_layer = self.metrics.series(&layer.digest);
+                series.push(Arc::clone(&of_layer));
+                senders.insert(layer.digest, (sender, of_layer));
                 layers.insert(layer.digest, receiver);
             }
         }
@@ -260,23 +344,42 @@ impl Sessions {
                 message: format!("SOCI index {} has a zTOC for none of the image's layers", index.digest),
             });
         }
+        // Before anything is stored: from here on nobody deletes one of them.
+        let hold = Arc::new(
+            self.claims.hold(layers.keys().filter_map(|layer| Some(index.ztoc(layer)?.digest)).collect()),
+        );
         let burst = Burst {
             image: request.image.to_string(),
             index: Arc::clone(&index),
             repository: repository.clone(),
             content: Arc::clone(&content),
             ztocs: Arc::clone(&self.ztocs),
-            prefetch: self.prefetch,
+            prefetch: self.settings.prefetch,
             senders,
+            hold: Arc::clone(&hold),
         };
-        let stop = self.stop.clone();
+        let stop = self.stop.child_token();
+        let ends = stop.clone();
         self.tracker.spawn(async move {
             tokio::select! {
                 () = burst.run() => {}
-                () = stop.cancelled() => {}
+                () = ends.cancelled() => {}
             }
         });
-        Ok(Arc::new(Image { manifest: found.image_manifest, index, repository, content, layers }))
+        let manifest = found.image_manifest;
+        let _fetching = stop.drop_guard();
+        Ok(Arc::new(Image { manifest, index, repository, content, layers, hold, _series: series, _fetching }))
+    }
+}
+
+/// Whether the image needs no registry to be unpacked: all of it is on this machine.
+async fn is_here(manifest: &Digest, content: &dyn ContentStore) -> bool {
+    match content.read(manifest, MAX_MANIFEST_SIZE).await {
+        Ok(Some(bytes)) => match Manifest::decode(&bytes) {
+            Ok(manifest) => has_all(content, &manifest).await,
+            Err(_) => false,
+        },
+        _ => false,
     }
 }
 
@@ -288,7 +391,8 @@ struct Burst {
     content: Arc<dyn ContentStore>,
     ztocs: Arc<Ztocs>,
     prefetch: bool,
-    senders: HashMap<Digest, watch::Sender<Arrival>>,
+    senders: HashMap<Digest, (watch::Sender<Arrival>, Arc<Series>)>,
+    hold: Arc<Hold>,
 }
 
 impl Burst {
@@ -296,10 +400,11 @@ impl Burst {
         let context = FetchContext::new(Instant::now() + BURST, FetchClass::OnDemand);
         let artifacts = resolve(Arc::clone(&self.index), Arc::new(self.repository), self.content, context);
         let mut artifacts = std::pin::pin!(artifacts);
+        let begun = Instant::now();
         let mut early: HashMap<Digest, Prefetch> = HashMap::new();
         while let Some(artifact) = artifacts.next().await {
             let layer = artifact.layer;
-            let Some(sender) = self.senders.get(&layer) else { continue };
+            let Some((sender, series)) = self.senders.get(&layer) else { continue };
             if artifact.kind == ArtifactKind::Prefetch {
                 let decoded = artifact.bytes.map(|bytes| Prefetch::decode(&bytes));
                 match decoded {
@@ -317,8 +422,14 @@ impl Burst {
                 }
                 continue;
             }
-            let ztocs = Arc::clone(&self.ztocs);
-            let stored = tokio::task::spawn_blocking(move || store(&ztocs, artifact)).await;
+            series.observe(Timing::ZtocFetch, begun.elapsed());
+            let (ztocs, hold, series) = (Arc::clone(&self.ztocs), Arc::clone(&self.hold), Arc::clone(series));
+            let stored = tokio::task::spawn_blocking(move || {
+                let stored = store(&ztocs, artifact, &series);
+                drop(hold);
+                stored
+            });
+            let stored = stored.await;
             let stored = stored.unwrap_or_else(|_| Err(gone(&layer)));
             if let Err(error) = &stored {
                 tracing::warn!(image = self.image, %layer, error = %chain(error), "a zTOC cannot be used");
@@ -333,12 +444,14 @@ impl Burst {
 }
 
 /// Stores and decodes a zTOC. Blocks.
-fn store(ztocs: &Ztocs, artifact: soci_index::Resolved) -> Result<Ready, FetchError> {
+fn store(ztocs: &Ztocs, artifact: soci_index::Resolved, series: &Series) -> Result<Ready, FetchError> {
     let bytes = artifact.bytes?;
     let digest = artifact.descriptor.digest;
+    let begun = Instant::now();
     let ztoc = Ztoc::decode(bytes.clone(), &DecodeLimits::default()).map_err(|error| {
         FetchError::because(FetchErrorKind::Integrity, format!("decode zTOC {digest}"), error)
     })?;
+    series.observe(Timing::ZtocUnmarshal, begun.elapsed());
     ztocs
         .put(&digest, &bytes)
         .map_err(|error| FetchError::because(FetchErrorKind::Local, format!("store zTOC {digest}"), error))?;

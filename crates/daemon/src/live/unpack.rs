@@ -2,6 +2,9 @@
 //!
 //! The tree is made beside the snapshot's directory and renamed into place when the digest of what was unpacked is the one
 //! that the image's configuration says: before that nothing of it is seen, and after a failure nothing of it is left.
+//!
+//! Order of writes: files, the whole file system synced, rename, record. A record that says the layer is there is on disk
+//! after the layer is.
 
 use std::fs;
 use std::io;
@@ -56,7 +59,10 @@ pub async fn unpack(
     let options = ApplyOptions { diff_id: Some(diff_id), opaque };
     let written =
         apply::apply(tar, &beside.0, below, options).await.map_err(|error| unpack_error(layer, &error))?;
-    beside.place(at).map_err(|error| local_error("put the unpacked layer into place", &error))?;
+    let place = at.clone();
+    let placed = tokio::task::spawn_blocking(move || beside.place(&place)).await;
+    let placed = placed.unwrap_or_else(|error| Err(io::Error::other(error)));
+    placed.map_err(|error| local_error("put the unpacked layer into place", &error))?;
     Ok(Usage { size: written.bytes, inodes: written.inodes })
 }
 
@@ -172,7 +178,10 @@ impl Beside {
         Ok(this)
     }
 
+    /// Makes what is in it durable, then puts it into its place. Blocks.
     fn place(self, at: &SnapshotDir) -> io::Result<()> {
+        // Once for all of its files: a layer has many, and a sync of each would wait for the journal each time.
+        rustix::fs::syncfs(fs::File::open(&self.0)?)?;
         // An empty directory is replaced by the rename itself.
         fs::rename(&self.0, at.fs())
     }

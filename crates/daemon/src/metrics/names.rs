@@ -25,8 +25,14 @@ families! {
         "Compressed bytes of a mounted layer that are cached.";
     SIZE = "soci_fs_layer_size_bytes" Gauge ["digest", "mountpoint"]
         "Compressed size of a mounted layer in bytes.";
-    IMAGE_OPERATIONS = "soci_fs_image_operation_count_key" Counter ["image", "operation_type"]
-        "Operations of the file systems of an image, by its manifest's digest.";
+    IMAGE_OPERATIONS = "soci_fs_image_operation_count_key" Gauge ["image", "operation_type"]
+        "Operations of the mounted file systems of an image, by its manifest's digest; where the image is empty, of the whole daemon: layers that wait for the background.";
+    IMAGE_NEEDED = "soci_image_needed_bytes" Gauge ["image"]
+        "Compressed bytes of an image's mounted layers that readers touched since they were mounted.";
+    IMAGE_FETCHED = "soci_image_fetched_bytes" Gauge ["image"]
+        "Compressed bytes of an image's mounted layers that are cached, whatever for.";
+    LAYER_FETCHED = "soci_layer_fetched_bytes_total" Counter ["layer", "class"]
+        "Compressed bytes of a mounted layer that came from a registry or from local content, by what for.";
     VERDICTS = "soci_pull_verdicts_total" Counter ["verdict", "reason"]
         "Pulls, by what became of them and the weightiest reason.";
     LOOKUPS = "soci_auth_lookups_total" Counter ["option", "outcome"]
@@ -39,6 +45,8 @@ families! {
         "Bytes of blobs received from registries.";
     CACHE = "soci_span_cache_bytes" Gauge []
         "Bytes of the span cache on disk.";
+    CACHE_LIMIT = "soci_span_cache_limit_bytes" Gauge []
+        "Bytes that the span cache may take; absent when there is no limit.";
     MOUNTS = "soci_mounted_layers" Gauge []
         "Layers mounted and served.";
     IN_FLIGHT = "soci_fetch_bytes_in_flight" Gauge []

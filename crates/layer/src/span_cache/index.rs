@@ -70,8 +70,10 @@ impl CacheIndex {
         self.total
     }
 
-    pub(super) fn layer_total(&self, ztoc: &Digest) -> u64 {
-        self.layers.get(ztoc).map_or(0, |layer| layer.values().map(|known| known.bytes).sum())
+    /// Returns the bytes of a layer and how many entries they are in.
+    pub(super) fn layer_total(&self, ztoc: &Digest) -> (u64, u64) {
+        let total = |layer: &HashMap<_, Known>| layer.values().map(|known| known.bytes).sum();
+        self.layers.get(ztoc).map_or((0, 0), |layer| (total(layer), layer.len() as u64))
     }
 
     pub(super) fn spans(&self, ztoc: &Digest) -> Vec<SpanId> {

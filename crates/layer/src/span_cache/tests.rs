@@ -15,7 +15,7 @@ fn content(len: usize) -> Bytes {
 }
 
 fn open(root: &Path, max_bytes: Option<u64>) -> Arc<SpanCache> {
-    SpanCache::open(root, CacheSettings { max_bytes }).unwrap()
+    SpanCache::open(root, CacheSettings { max_bytes, max_percent: None }).unwrap()
 }
 
 fn put(cache: &SpanCache, key: &SpanKey, bytes: &Bytes, class: FetchClass) -> io::Result<Stored> {
@@ -130,6 +130,27 @@ fn the_least_recently_used_goes_and_background_work_evicts_nothing() {
 }
 
 #[test]
+fn a_limit_in_percent_is_of_what_is_free_or_ours_and_a_lower_one_evicts_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), None);
+    assert_eq!(cache.limit(), None);
+    (0..10).for_each(|span| {
+        put(&cache, &plain(span), &content(50_000), FetchClass::OnDemand).unwrap();
+    });
+    drop(cache);
+    let percent = |max_percent| {
+        let settings = CacheSettings { max_bytes: None, max_percent: Some(max_percent) };
+        SpanCache::open(dir.path(), settings).unwrap()
+    };
+    let (half, all) = (percent(50).limit().unwrap(), percent(100).limit().unwrap());
+    // Others may write to the disk meanwhile.
+    assert!(half > all / 4 && half < all / 4 * 3, "{half} of {all}");
+    let one = entry::file_size(50_000);
+    let cache = open(dir.path(), Some(3 * one));
+    assert_eq!(cache.usage(), 3 * one);
+}
+
+#[test]
 fn a_span_larger_than_the_limit_evicts_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path(), Some(10_000));
@@ -150,7 +171,7 @@ fn a_removed_layer_leaves_nothing_and_late_spans_of_it_are_not_stored() {
     assert_eq!(late, Stored::Unwanted);
     assert!(!cache.layer_dir(&plain(0).ztoc).exists());
     assert_eq!((cache.layers(), temporaries(dir.path())), (vec![other.ztoc], 0));
-    assert_eq!(cache.layer_usage(&plain(0).ztoc), 0);
+    assert_eq!(cache.layer_usage(&plain(0).ztoc), (0, 0));
 }
 
 #[test]

@@ -281,6 +281,7 @@ pub(super) fn refusal(reason: Reason, cause: &str) -> Error {
         Reason::IndexMissing => Code::NotFound,
         Reason::NoLabels
         | Reason::NoIndex
+        | Reason::ContentLocal
         | Reason::Disabled
         | Reason::IndexDenied
         | Reason::IndexMalformed
@@ -312,6 +313,14 @@ fn report(layer: &LayerRequest, outcome: Outcome, unresolved: Option<ResolveErro
             image = %image,
             reason = %reason,
             "local snapshot successfully prepared"
+        ),
+        Outcome::Left(reason @ Reason::ContentLocal) => tracing::info!(
+            "defer-snapshot-runtime" = "true",
+            layer = %digest,
+            image = %image,
+            reason = %reason,
+            cause,
+            "the image is on this machine; deferring to container runtime"
         ),
         Outcome::Left(reason) if unresolved.is_some() => tracing::warn!(
             "defer-snapshot-runtime" = "true",

@@ -22,6 +22,8 @@ struct Script {
     lazy_fails: Mutex<bool>,
     unpack_fails: Mutex<bool>,
     restore_fails: Mutex<bool>,
+    lost: Mutex<bool>,
+    told: Mutex<Option<usize>>,
     /// Lazy mounts wait for a permit.
     gate: Option<Semaphore>,
     mounted: Mutex<HashSet<u64>>,
@@ -82,6 +84,14 @@ impl LayerProvider for Script {
         }
         self.mounted.lock().insert(at.id());
         Ok(())
+    }
+
+    fn at_hand(&self, _: &MountRecord) -> bool {
+        !*self.lost.lock()
+    }
+
+    async fn told_all(self: Arc<Self>, later: Vec<Arc<Record>>) {
+        *self.told.lock() = Some(later.len());
     }
 
     fn lower(&self, at: &SnapshotDir) -> Lower {
@@ -380,6 +390,21 @@ async fn a_mount_that_cannot_be_restored_is_unavailable_until_it_can() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     assert!(bench.prepare("container", "sha256:one", None).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_lost_is_restored_in_the_background_and_not_swept_before() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    bench.snapshotter.shutdown(Unmount::Yes).await;
+    let script = Script { lost: Mutex::new(true), ..Script::default() };
+    let bench = Bench::reopen(bench.root, Arc::new(script), PullModes::default());
+    assert_eq!(bench.snapshotter.restore().await, Restored { total: 1, degraded: 1 });
+    assert_eq!(*bench.script.told.lock(), Some(1));
+    while bench.script.mounted.lock().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(bench.script.restores.load(Ordering::Relaxed), 1, "at once, and once");
 }
 
 #[tokio::test]

@@ -1,0 +1,157 @@
+//! Who needs which zTOC, so that what nobody needs goes at once and what somebody needs never does.
+//!
+//! A snapshot claims the zTOC that it is mounted with, from before the mount until it is released. An image that is being
+//! pulled holds those of its index, from before the first is stored until its session ends. Whoever deletes looks and
+//! deletes under the same lock under which claims are made, so that no zTOC is deleted between "it is stored already" and
+//! the claim on it. The lock is a leaf, and is held for one unlink at most.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use soci_oci::Digest;
+use tokio::sync::Notify;
+
+/// The claims of one root.
+#[derive(Debug, Default)]
+pub struct Claims {
+    state: Mutex<State>,
+    /// Signalled when something may have lost its last claim.
+    ended: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    by_snapshot: HashMap<u64, Digest>,
+    /// How many snapshots claim a zTOC.
+    claimed: HashMap<Digest, usize>,
+    /// How many images being pulled hold it.
+    held: HashMap<Digest, usize>,
+    /// Those that lost their last hold since [`Claims::ended`].
+    ended: Vec<Digest>,
+}
+
+/// Holds the zTOCs of one image until it is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    claims: Arc<Claims>,
+    ztocs: Vec<Digest>,
+}
+
+impl Claims {
+    /// Notes that `snapshot` is, or is about to be, mounted with `ztoc`.
+    pub fn claim(&self, snapshot: u64, ztoc: Digest) {
+        let mut state = self.state.lock();
+        *state.claimed.entry(ztoc).or_default() += 1;
+        if let Some(before) = state.by_snapshot.insert(snapshot, ztoc) {
+            lower(&mut state.claimed, &before);
+        }
+    }
+
+    /// Takes the claim of `snapshot` back, and returns what it was on.
+    pub fn unclaim(&self, snapshot: u64) -> Option<Digest> {
+        let mut state = self.state.lock();
+        let ztoc = state.by_snapshot.remove(&snapshot)?;
+        lower(&mut state.claimed, &ztoc);
+        Some(ztoc)
+    }
+
+    /// Returns the zTOC that `snapshot` claims.
+    pub fn of(&self, snapshot: u64) -> Option<Digest> {
+        self.state.lock().by_snapshot.get(&snapshot).copied()
+    }
+
+    /// Whether a snapshot claims any of `ztocs`.
+    pub fn is_any_claimed(&self, ztocs: &[Digest]) -> bool {
+        let state = self.state.lock();
+        ztocs.iter().any(|ztoc| state.claimed.contains_key(ztoc))
+    }
+
+    /// Holds `ztocs`.
+    pub fn hold(self: &Arc<Self>, ztocs: Vec<Digest>) -> Hold {
+        let mut state = self.state.lock();
+        for ztoc in &ztocs {
+            *state.held.entry(*ztoc).or_default() += 1;
+        }
+        drop(state);
+        Hold { claims: Arc::clone(self), ztocs }
+    }
+
+    /// Runs `delete` unless somebody needs `ztoc`; nobody can begin to meanwhile. Returns whether it ran.
+    pub fn unless_needed(&self, ztoc: &Digest, delete: impl FnOnce()) -> bool {
+        let state = self.state.lock();
+        let free = !state.claimed.contains_key(ztoc) && !state.held.contains_key(ztoc);
+        if free {
+            delete();
+        }
+        free
+    }
+
+    /// Waits until zTOCs lost their last hold, and returns them. Cancel-safe.
+    pub async fn ended(&self) -> Vec<Digest> {
+        loop {
+            let more = self.ended.notified();
+            let ended = std::mem::take(&mut self.state.lock().ended);
+            if !ended.is_empty() {
+                return ended;
+            }
+            more.await;
+        }
+    }
+}
+
+impl Hold {
+    /// Returns what is held.
+    pub fn ztocs(&self) -> &[Digest] {
+        &self.ztocs
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.claims.state.lock();
+        for ztoc in &self.ztocs {
+            lower(&mut state.held, ztoc);
+            if !state.held.contains_key(ztoc) {
+                state.ended.push(*ztoc);
+            }
+        }
+        drop(state);
+        self.claims.ended.notify_one();
+    }
+}
+
+fn lower(counts: &mut HashMap<Digest, usize>, ztoc: &Digest) {
+    if let Some(count) = counts.get_mut(ztoc) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(ztoc);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_ztoc_is_needed_while_a_snapshot_claims_it_or_a_pull_holds_it() {
+        let claims = Arc::new(Claims::default());
+        let ztoc = Digest::of(b"ztoc");
+        let deleted = || claims.unless_needed(&ztoc, || {});
+        let (one, two) = (claims.hold(vec![ztoc]), claims.hold(vec![ztoc]));
+        assert!(!deleted());
+        claims.claim(1, ztoc);
+        claims.claim(1, ztoc);
+        claims.claim(2, ztoc);
+        drop((one, two));
+        assert_eq!(claims.ended().await, [ztoc]);
+        assert!(!deleted(), "two snapshots");
+        assert_eq!(claims.unclaim(1), Some(ztoc));
+        assert_eq!(claims.unclaim(1), None);
+        assert!(!deleted(), "one snapshot");
+        assert!(claims.is_any_claimed(&[Digest::of(b"other"), ztoc]));
+        claims.claim(2, Digest::of(b"other"));
+        assert!(deleted(), "it has another zTOC now");
+    }
+}

@@ -1,0 +1,278 @@
+//! Mounting a layer of a pull, and mounting again what an earlier process had mounted.
+//!
+//! Order of writes of a lazy layer: zTOC (synced), mount, record (synced), answer. A process that is killed between any two
+//! of them leaves a zTOC that nobody claims or a directory without record; both go at the next start.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use soci_oci::{
+    BlobSource, Descriptor, Digest, FetchClass, FetchContext, FetchErrorKind, ImageRef, media_type,
+};
+use soci_snapshotter::error::chain;
+use soci_snapshotter::plan::ResolveErrorKind;
+use soci_snapshotter::provider::{ImpliedDir, Reference, SetbackKind};
+use soci_snapshotter::{Ancestor, LayerRequest, MountRecord, ResolveError, SnapshotDir};
+use soci_ztoc::{DecodeLimits, SpanId, Ztoc};
+
+use super::Live;
+use super::below::Layers;
+use super::content::LocalBlob;
+use super::mounted::{self, Asked, Failed, Mounted, Plan};
+use super::session::{Image, Ready};
+use super::ztocs::Ztocs;
+
+/// How long fetching a zTOC that was lost may take.
+const LOST_ZTOC: Duration = Duration::from_secs(30);
+
+impl Live {
+    /// Mounts a layer that has a zTOC.
+    pub(super) async fn try_mount(
+        &self,
+        layer: &LayerRequest,
+        below: &[Ancestor],
+        at: &SnapshotDir,
+    ) -> Result<MountRecord, Failed> {
+        let resolve = |error: ResolveError| Failed { kind: resolve_kind(error.kind), message: chain(&error) };
+        let image = self.image(layer).await.map_err(resolve)?;
+        let deadline = Instant::now() + self.mount_timeout;
+        let ready = match image.ready(&layer.layer, deadline).await {
+            Some(Ok(ready)) => ready,
+            Some(Err(error)) => {
+                return Err(Failed { kind: fetch_kind(error.kind()), message: chain(&error) });
+            }
+            None => {
+                return Err(Failed { kind: SetbackKind::NotFound, message: "no ztoc for layer".to_owned() });
+            }
+        };
+        let layers = Arc::new(self.beneath(below).map_err(local)?);
+        // From here on the snapshot needs the zTOC, whatever becomes of the pull's session.
+        self.claims.claim(at.id(), ready.digest);
+        let mounted = self.mount_ready(&image, layer, &ready, layers, at).await;
+        if mounted.is_err() {
+            self.claims.unclaim(at.id());
+        }
+        let (mounted, implied, layer_size) = mounted?;
+        let prefetch = prefetch(&ready, &mounted);
+        let mounted = self.admit(at, mounted, prefetch);
+        self.pins.lock().insert(at.id(), vec![self.board.pin(&layer.image.key())]);
+        Ok(MountRecord {
+            references: vec![Reference::from(layer)],
+            layer: layer.layer,
+            layer_size,
+            index: image.index.digest,
+            ztoc: ready.digest,
+            ztoc_size: ready.size,
+            disable_xattrs: ready.disable_xattrs,
+            root: mounted.root(),
+            implied,
+        })
+    }
+
+    async fn mount_ready(
+        &self,
+        image: &Image,
+        layer: &LayerRequest,
+        ready: &Arc<Ready>,
+        layers: Arc<Layers>,
+        at: &SnapshotDir,
+    ) -> Result<(Mounted, Vec<ImpliedDir>, u64), Failed> {
+        let taken = ready.decoded.lock().take();
+        let (ztocs, digest, size) = (Arc::clone(&self.ztocs), ready.digest, ready.size);
+        let decoded = tokio::task::spawn_blocking(move || match taken {
+            Some(decoded) => Ok(decoded),
+            None => {
+                let lost = || format!("zTOC {digest} is lost: pull the image again");
+                decode(&digest, read(&ztocs, &digest, size)?.ok_or_else(lost)?)
+            }
+        });
+        let decoded = decoded.await.map_err(|error| local(error.to_string()))?.map_err(local)?;
+        let blob = image.manifest.layers.iter().find(|blob| blob.digest == layer.layer);
+        let layer_size = blob.map_or(decoded.compressed_size(), |blob| blob.size);
+        if layer_size != decoded.compressed_size() {
+            let message = format!(
+                "layer {} has {layer_size} bytes, its zTOC is of one with {}",
+                layer.layer,
+                decoded.compressed_size()
+            );
+            return Err(Failed { kind: SetbackKind::Malformed, message });
+        }
+        let here = LocalBlob::new(self.local(&layer.namespace), layer.layer, layer_size);
+        let plan = Plan {
+            layer: layer.layer,
+            ztoc: ready.digest,
+            ztoc_file: self.ztocs.path(&ready.digest),
+            decoded,
+            disable_xattrs: ready.disable_xattrs,
+            // The last one is asked first.
+            sources: vec![image.repository.blob(&layer.layer, layer_size), Arc::new(here)],
+            meter: self.metrics.file_system(
+                &ready.digest,
+                &layer.layer,
+                &image.index.digest,
+                &layer.manifest,
+            ),
+            series: self.metrics.series(&layer.layer),
+            image: Some(layer.manifest),
+            reference: layer.image.to_string(),
+        };
+        let (ground, at) = (Arc::clone(&self.ground), at.clone());
+        let mounted = tokio::task::spawn_blocking(move || {
+            let asked = Asked::new(&*layers);
+            let mounted = mounted::mount(&ground, plan, &at, &|path| asked.ask(path))?;
+            match asked.answers() {
+                Ok(implied) => Ok((mounted, implied)),
+                Err(message) => {
+                    drop(mounted);
+                    let cleared = mounted::clear(&at).map_err(|error| chain(&error));
+                    let message = cleared.err().unwrap_or(message);
+                    Err(Failed { kind: SetbackKind::Local, message })
+                }
+            }
+        });
+        let (mounted, implied) = mounted.await.map_err(|error| local(error.to_string()))??;
+        Ok((mounted, implied, layer_size))
+    }
+
+    /// Mounts again what `record` says. Uses the network only for a zTOC that was lost.
+    pub(super) async fn try_restore(&self, record: &MountRecord, at: &SnapshotDir) -> Result<(), String> {
+        self.claims.claim(at.id(), record.ztoc);
+        let old = self.mounts.lock().remove(&at.id());
+        let mut sources: Vec<Arc<dyn BlobSource>> = Vec::new();
+        let mut pins = Vec::new();
+        for reference in record.references.iter().rev() {
+            let image = parse(reference)?;
+            sources.push(self.registry.repository(&image).blob(&record.layer, record.layer_size));
+            pins.push(self.board.pin(&image.key()));
+        }
+        if let Some(reference) = record.references.first() {
+            let content = self.local(&reference.namespace);
+            sources.push(Arc::new(LocalBlob::new(content, record.layer, record.layer_size)));
+        }
+        self.pins.lock().insert(at.id(), pins);
+        let (ztocs, digest, size) = (Arc::clone(&self.ztocs), record.ztoc, record.ztoc_size);
+        let stored = tokio::task::spawn_blocking(move || read(&ztocs, &digest, size));
+        let bytes = match stored.await.map_err(|error| error.to_string())?? {
+            Some(bytes) => bytes,
+            None => self.fetch_lost(record).await?,
+        };
+        let reference = record.references.first();
+        let manifest = reference.map(|reference| reference.manifest);
+        let image = manifest.unwrap_or(record.index);
+        let meter = self.metrics.file_system(&record.ztoc, &record.layer, &record.index, &image);
+        let reference = reference.map(|reference| reference.image.clone()).unwrap_or_default();
+        let series = self.metrics.series(&record.layer);
+        let (ground, ztocs, at_dir, record) =
+            (Arc::clone(&self.ground), Arc::clone(&self.ztocs), at.clone(), record.clone());
+        let mounted = tokio::task::spawn_blocking(move || {
+            drop(old);
+            mounted::clear(&at_dir).map_err(|error| chain(&error))?;
+            let plan = Plan {
+                layer: record.layer,
+                ztoc: record.ztoc,
+                ztoc_file: ztocs.path(&record.ztoc),
+                decoded: decode(&record.ztoc, bytes)?,
+                disable_xattrs: record.disable_xattrs,
+                sources,
+                meter,
+                series,
+                image: manifest,
+                reference,
+            };
+            let implied = |path: &[u8]| mounted::from_record(&record.implied, path);
+            mounted::mount(&ground, plan, &at_dir, &implied).map_err(|failed| failed.message)
+        });
+        let mounted = mounted.await.map_err(|error| error.to_string())??;
+        self.admit(at, mounted, Vec::new());
+        Ok(())
+    }
+
+    /// Whether all that a mount needs is on disk, as far as can be told without reading it. Blocks for a moment.
+    pub(super) fn has_all_of(&self, record: &MountRecord) -> bool {
+        let found = std::fs::metadata(self.ztocs.path(&record.ztoc));
+        found.is_ok_and(|found| found.len() == record.ztoc_size)
+    }
+
+    /// Fetches the zTOC of a record again and stores it.
+    async fn fetch_lost(&self, record: &MountRecord) -> Result<Bytes, String> {
+        let descriptor = Descriptor::new(media_type::ZTOC, record.ztoc, record.ztoc_size);
+        let context = FetchContext::new(Instant::now() + LOST_ZTOC, FetchClass::OnDemand);
+        let mut failure = format!("zTOC {} is lost and no image is known to have it", record.ztoc);
+        for reference in &record.references {
+            let repository = self.registry.repository(&parse(reference)?);
+            match repository.blob_bytes(&descriptor, record.ztoc_size, &context).await {
+                Ok(bytes) => {
+                    let (ztocs, digest, content) = (Arc::clone(&self.ztocs), record.ztoc, bytes.clone());
+                    let stored = tokio::task::spawn_blocking(move || ztocs.put(&digest, &content));
+                    let stored = stored.await.map_err(|error| error.to_string())?;
+                    stored.map_err(|error| chain_of(&error, &format!("store zTOC {digest}")))?;
+                    tracing::info!(ztoc = %digest, image = reference.image, "a lost zTOC was fetched again");
+                    return Ok(bytes);
+                }
+                Err(error) => {
+                    failure = chain_of(&error, &format!("zTOC {} is lost; fetch it again", record.ztoc));
+                }
+            }
+        }
+        Err(failure)
+    }
+}
+
+fn parse(reference: &Reference) -> Result<ImageRef, String> {
+    reference.image.parse().map_err(|error| chain_of(&error, "image of the record"))
+}
+
+fn local(message: String) -> Failed {
+    Failed { kind: SetbackKind::Local, message }
+}
+
+/// Reads a stored zTOC; `None` when it is absent or damaged. Blocks.
+fn read(ztocs: &Ztocs, digest: &Digest, size: u64) -> Result<Option<Bytes>, String> {
+    ztocs.read(digest, size).map_err(|error| chain_of(&error, &format!("read zTOC {digest}")))
+}
+
+fn decode(digest: &Digest, bytes: Bytes) -> Result<Ztoc, String> {
+    Ztoc::decode(bytes, &DecodeLimits::default())
+        .map_err(|error| chain_of(&error, &format!("decode zTOC {digest}")))
+}
+
+fn chain_of(error: &(dyn std::error::Error + 'static), what: &str) -> String {
+    format!("{what}: {}", chain(error))
+}
+
+/// Returns the spans that the layer's prefetch artifact names; a range outside the layer makes it void.
+fn prefetch(ready: &Ready, mounted: &Mounted) -> Vec<SpanId> {
+    let Some(artifact) = ready.prefetch.lock().take() else { return Vec::new() };
+    match artifact.spans(mounted.spans) {
+        Ok(ranges) => ranges.into_iter().flatten().map(SpanId).collect(),
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "prefetch artifact is not used");
+            Vec::new()
+        }
+    }
+}
+
+/// Returns what kind of setback it is that an image could not be resolved.
+pub(super) fn resolve_kind(kind: ResolveErrorKind) -> SetbackKind {
+    match kind {
+        ResolveErrorKind::None
+        | ResolveErrorKind::Disabled
+        | ResolveErrorKind::Missing
+        | ResolveErrorKind::OnMachine => SetbackKind::NotFound,
+        ResolveErrorKind::Denied => SetbackKind::Denied,
+        ResolveErrorKind::Unavailable => SetbackKind::Unavailable,
+        ResolveErrorKind::Malformed => SetbackKind::Malformed,
+        ResolveErrorKind::Local => SetbackKind::Local,
+    }
+}
+
+fn fetch_kind(kind: FetchErrorKind) -> SetbackKind {
+    match kind {
+        FetchErrorKind::NotFound => SetbackKind::NotFound,
+        FetchErrorKind::Denied => SetbackKind::Denied,
+        FetchErrorKind::Unavailable => SetbackKind::Unavailable,
+        FetchErrorKind::Protocol | FetchErrorKind::Integrity => SetbackKind::Malformed,
+        FetchErrorKind::Local => SetbackKind::Local,
+    }
+}

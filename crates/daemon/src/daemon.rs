@@ -73,6 +73,7 @@ pub struct Daemon {
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     restore: JoinHandle<Restored>,
+    socket: PathBuf,
     _lock: RootLock,
 }
 
@@ -110,6 +111,7 @@ impl Daemon {
             tracing::warn!(error, "a damaged snapshot is left out; its image can be pulled again");
         }
         let listener = serve::listen(&options.address)?;
+        let socket = serve::path_of(&options.address, &listener);
         let listener = UnixListener::from_std(listener).context("listen")?;
         let (stop, stopped) = oneshot::channel::<()>();
         let service =
@@ -141,7 +143,12 @@ impl Daemon {
             restorer.cleanup().await;
             restored
         });
-        Ok(Self { snapshotter, stop: Some(stop), server, restore, _lock: lock })
+        Ok(Self { snapshotter, stop: Some(stop), server, restore, socket, _lock: lock })
+    }
+
+    /// Returns the socket that it is reached at.
+    pub fn socket(&self) -> &std::path::Path {
+        &self.socket
     }
 
     /// Waits until the mounts of an earlier process are back, or known to be degraded.

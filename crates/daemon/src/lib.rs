@@ -9,17 +9,23 @@ mod cri;
 pub mod daemon;
 pub mod debug;
 pub mod grpc;
+pub mod internal_docs;
 pub mod keychains;
 pub mod live;
 pub mod lock;
 pub mod logging;
 pub mod metrics;
 pub mod overlay;
+pub mod probe;
 pub mod proto;
 pub mod registries;
 pub mod run;
 pub mod serve;
+<<<<<<< HEAD
 pub mod version;
+=======
+pub mod watchdog;
+>>>>>>> 6a925d9 (daemon: a watchdog that calls itself; packaging: systemd units)
 
 pub use config::Config;
 pub use daemon::{Daemon, Options};

@@ -22,7 +22,7 @@ use crate::keychains::{self, Keychains};
 use crate::live::Live;
 use crate::metrics::text::Scrape;
 use crate::metrics::{self, Metrics};
-use crate::{logging, overlay, registries};
+use crate::{internal_docs, logging, overlay, registries, watchdog};
 
 /// How long threads that still work on the disk are waited for at the end.
 const LAST_WORK: std::time::Duration = std::time::Duration::from_millis(200);
@@ -32,6 +32,7 @@ pub fn main() -> ExitCode {
     let args = Args::parse();
     let result = match &args.command {
         Some(Command::Config(which)) => print_config(&args, *which),
+        Some(Command::InternalDocs(document)) => internal_docs::write(document),
         None => serve(&args),
     };
     match result {
@@ -106,6 +107,7 @@ async fn until_signal(options: Options) -> anyhow::Result<()> {
         }
     };
     notify(&[NotifyState::Ready]);
+    let _watchdog = watchdog::start(daemon.socket().to_owned());
     tracing::info!("soci-snapshotter-grpc successfully started");
     let stopped = tokio::select! {
         stopped = first(&mut interrupt, &mut terminate) => stopped,

@@ -94,6 +94,20 @@ pub fn listen(address: &Address) -> Result<UnixListener, ListenError> {
     }
 }
 
+/// Returns the path at which `listener`, made for `address`, is reached.
+pub fn path_of(address: &Address, listener: &UnixListener) -> PathBuf {
+    match address {
+        Address::Path(path) => path.clone(),
+        // The address of a socket that was bound here leads through a directory that is gone.
+        Address::Inherited => listener
+            .local_addr()
+            .ok()
+            .and_then(|address| address.as_pathname().map(Path::to_owned))
+            .filter(|path| path.exists())
+            .unwrap_or_else(|| PathBuf::from(DEFAULT_ADDRESS)),
+    }
+}
+
 /// Listens on a socket of mode 0600 at `path`; its directory is made with mode 0700 where it is missing.
 ///
 /// # Errors

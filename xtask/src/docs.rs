@@ -7,25 +7,16 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::run::{cargo, heading, root};
 
-/// A document, and what prints it. A binary prints its own by a hidden subcommand.
+/// A document, and what prints its parts. A binary prints its own by a hidden subcommand.
 struct Generated {
     file: &'static str,
-    package: &'static str,
-    arguments: &'static [&'static str],
+    parts: &'static [(&'static str, &'static str)],
 }
 
 const GENERATED: &[Generated] = &[
-    Generated { file: "docs/cli.md", package: "soci", arguments: &["internal-docs", "cli"] },
-    Generated {
-        file: "docs/config.md",
-        package: "soci-snapshotter-grpc",
-        arguments: &["internal-docs", "config"],
-    },
-    Generated {
-        file: "docs/metrics.md",
-        package: "soci-snapshotter-grpc",
-        arguments: &["internal-docs", "metrics"],
-    },
+    Generated { file: "docs/cli.md", parts: &[("soci", "cli"), ("soci-snapshotter-grpc", "cli")] },
+    Generated { file: "docs/config.md", parts: &[("soci-snapshotter-grpc", "config")] },
+    Generated { file: "docs/metrics.md", parts: &[("soci-snapshotter-grpc", "metrics")] },
 ];
 
 /// Runs the verb.
@@ -48,15 +39,14 @@ pub(crate) fn docs(arguments: &[String]) -> Result<()> {
     }
 }
 
-/// Compares the documents that exist with what the binaries print.
+/// Compares the documents with what the binaries print.
 ///
 /// # Errors
-/// Names those that are stale.
+/// Names those that are stale or missing.
 pub(crate) fn compare() -> Result<()> {
     let mut stale = Vec::new();
-    for document in GENERATED.iter().filter(|document| document.path().is_file()) {
-        let path = document.path();
-        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    for document in GENERATED {
+        let text = std::fs::read_to_string(document.path()).unwrap_or_default();
         if text != document.print()? {
             stale.push(document.file);
         }
@@ -73,11 +63,19 @@ impl Generated {
     }
 
     fn print(&self) -> Result<String> {
-        let mut command = cargo(&["run", "--quiet", "--package", self.package, "--"]);
-        let output = command.args(self.arguments).stderr(Stdio::inherit()).output()?;
-        if !output.status.success() {
-            bail!("{} {}: {}", self.package, self.arguments.join(" "), output.status);
+        let mut text = String::from("<!-- Written by `cargo xtask docs`. -->\n");
+        for (package, document) in self.parts {
+            let mut command =
+                cargo(&["run", "--quiet", "--package", package, "--", "internal-docs", document]);
+            let output = command.stderr(Stdio::inherit()).output()?;
+            if !output.status.success() {
+                bail!("{package} internal-docs {document}: {}", output.status);
+            }
+            let part = String::from_utf8(output.stdout).context("the document is not UTF-8")?;
+            text.push('\n');
+            text.push_str(part.trim_end());
+            text.push('\n');
         }
-        String::from_utf8(output.stdout).context("the document is not UTF-8")
+        Ok(text)
     }
 }

@@ -12,6 +12,7 @@ mod demo;
 mod deps;
 mod docs;
 mod fuzz;
+mod package;
 mod packages;
 mod run;
 mod test;
@@ -28,6 +29,7 @@ usage: cargo xtask <verb>
   fuzz     run the fuzz targets: `--minutes N` each, `TARGET...` to choose
   deps     assert which crate may depend on which
   docs     write the generated documents (`--check`: only compare)
+  package  a Debian package; `--profile NAME`, `--binaries DIR`, `--output DIR`
   audit    licences, bans and sources of dependencies
 ";
 
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         "fuzz" => fuzz::fuzz(&rest),
         "deps" => deps::deps(),
         "docs" => docs::docs(&rest),
+        "package" => package::package(&rest),
         "audit" => audit::audit(),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");

@@ -16,6 +16,9 @@ pub(crate) struct Need {
 pub(crate) const CONTAINERS: &[Need] =
     &[Need { program: "containerd", package: "containerd" }, Need { program: "runc", package: "runc" }];
 
+/// What runs the units that we ship.
+pub(crate) const SYSTEMD: &[Need] = &[Need { program: "systemctl", package: "systemd" }];
+
 /// What makes a Debian root file system, for images with real bytes.
 pub(crate) const ROOTFS: &[Need] = &[Need { program: "debootstrap", package: "debootstrap" }];
 

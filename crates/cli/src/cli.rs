@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use soci_oci::{Digest, Platform};
 
+use crate::internal_docs::Document;
+
 /// Returns what `--version` prints after the program's name: version, and revision where the build was told one.
 pub(crate) fn version() -> String {
     let revision = option_env!("SOCI_REVISION").unwrap_or("unknown");
@@ -77,6 +79,9 @@ pub(crate) enum Command {
     Prefetch(Prefetch),
     /// Print the version
     Version,
+    /// Documents that the program writes about itself
+    #[command(subcommand, hide = true)]
+    InternalDocs(Document),
 }
 
 /// Which platforms are meant.

@@ -9,6 +9,7 @@ mod cli;
 mod commands;
 mod credentials;
 mod duration;
+mod internal_docs;
 mod listing;
 mod output;
 
@@ -78,6 +79,7 @@ async fn dispatch(app: &App, command: Option<Command>) -> anyhow::Result<()> {
             app.output.text(&format!("soci {}\n", cli::version()));
             Ok(())
         }
+        Some(Command::InternalDocs(document)) => internal_docs::write(&app.output, &document),
         None => bail!("no command; see soci --help"),
     }
 }

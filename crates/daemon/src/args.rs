@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::config::DEFAULT_PATH;
+use crate::internal_docs::Document;
 use crate::serve::DEFAULT_ADDRESS;
 
 /// Where state is kept when nothing else is said.
@@ -37,6 +38,9 @@ pub enum Command {
     /// Print the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Documents that the program writes about itself.
+    #[command(subcommand, hide = true)]
+    InternalDocs(Document),
 }
 
 /// Which configuration.

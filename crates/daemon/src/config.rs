@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub mod checked;
+pub mod document;
 pub mod dump;
 pub mod raw;
 pub mod read;

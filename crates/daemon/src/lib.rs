@@ -21,11 +21,8 @@ pub mod proto;
 pub mod registries;
 pub mod run;
 pub mod serve;
-<<<<<<< HEAD
 pub mod version;
-=======
 pub mod watchdog;
->>>>>>> 6a925d9 (daemon: a watchdog that calls itself; packaging: systemd units)
 
 pub use config::Config;
 pub use daemon::{Daemon, Options};

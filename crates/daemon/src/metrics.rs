@@ -14,6 +14,7 @@ use soci_layer::{LayerMeter, MeterFactory};
 use soci_oci::Digest;
 use soci_snapshotter::Verdict;
 
+pub mod document;
 mod files;
 mod layers;
 pub mod names;

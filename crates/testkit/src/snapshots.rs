@@ -61,6 +61,21 @@ impl Snapshots {
         Ok(self.0.runtime.block_on(client.prepare(request))?.into_inner().mounts)
     }
 
+    /// Makes a view of a committed snapshot.
+    ///
+    /// # Errors
+    /// What the service answers.
+    pub fn view(&self, namespace: &str, key: &str, parent: &str) -> Result<Vec<Mount>, tonic::Status> {
+        let message = api::ViewSnapshotRequest {
+            snapshotter: "soci".to_owned(),
+            key: key.to_owned(),
+            parent: parent.to_owned(),
+        };
+        let request = within(namespace, message)?;
+        let mut client = self.client();
+        Ok(self.0.runtime.block_on(client.view(request))?.into_inner().mounts)
+    }
+
     /// Removes a snapshot.
     ///
     /// # Errors

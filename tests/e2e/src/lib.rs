@@ -9,6 +9,7 @@ pub mod archive;
 pub mod binaries;
 pub mod cache;
 pub mod containerd2;
+pub mod guest;
 pub mod images;
 pub mod interrupt;
 pub mod layout;

@@ -53,7 +53,8 @@ fn section(text: &mut String, values: &toml::Table, keys: &[Key], path: &[&str])
     table(text, values, keys, path);
 }
 
-fn spell(value: &toml::Value) -> String {
+/// Returns a value as it is written in a file.
+pub(super) fn spell(value: &toml::Value) -> String {
     match value {
         toml::Value::String(plain)
             if !plain.chars().any(|character| character == '\'' || character.is_control()) =>

@@ -14,6 +14,8 @@ pub struct Key {
     pub support: Support,
     /// What may stand there.
     pub kind: Kind,
+    /// What holds when it is absent; nothing where that follows from another key.
+    pub default: fn() -> Option<toml::Value>,
 }
 
 /// Whether a key has an effect in this daemon.
@@ -91,6 +93,10 @@ macro_rules! tables {
                     effect: concat!($($effect),+),
                     support: $support,
                     kind: <$type as $crate::config::schema::Kinded>::KIND,
+                    default: || {
+                        let value: $type = $default;
+                        toml::Value::try_from(value).ok()
+                    },
                 },)*] }
             }
         }

@@ -1,0 +1,304 @@
+//! The Debian package: installed, run as its units say, and removed, on a copy of this machine.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use soci_e2e::binaries::Binaries;
+use soci_e2e::guest::Guest;
+use soci_e2e::stage::{Backstage, PASSWORD, USER, write_docker_config};
+use soci_e2e::{images, layout};
+use soci_testkit::image::{Dialect, Image};
+use soci_testkit::process::output;
+use soci_testkit::snapshots::Snapshots;
+use soci_testkit::{AuthMode, mounts, wait};
+
+const PACKAGE: &str = "soci-snapshotter";
+const CONFIG: &str = "/etc/soci-snapshotter-grpc/config.toml";
+const SOCKET: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
+const SERVICE: &str = "soci-snapshotter-grpc.service";
+const UNITS: [&str; 2] = [SERVICE, "soci-snapshotter-grpc.socket"];
+/// Where the daemon of the guest logs to: its systemd has no journal.
+const LOG: &str = "/run/daemon.log";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Builds the package of the binaries under test and copies it into the guest.
+fn package_for(guest: &Guest) -> Result<()> {
+    let binaries = Binaries::ours()?.path("");
+    let mut command = Command::new(env!("CARGO"));
+    command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["run", "--quiet", "--package", "xtask", "--", "package", "--binaries"])
+        .arg(binaries)
+        .arg("--output")
+        .arg(guest.outside().join("package"));
+    let printed = output(&mut command)?;
+    let package = printed.lines().last().context("cargo xtask package prints no path")?;
+    guest.put(Path::new(package), "tmp/package.deb")
+}
+
+fn exists(guest: &Guest, path: &str) -> bool {
+    guest.root().join(path.trim_start_matches('/')).symlink_metadata().is_ok()
+}
+
+#[test]
+fn it_brings_all_that_a_node_needs_and_takes_it_away_again() -> Result<()> {
+    let guest = Guest::new()?;
+    package_for(&guest)?;
+    guest.run("dpkg", &["--install", "/tmp/package.deb"])?;
+    let listed = guest.run("dpkg", &["--listfiles", PACKAGE])?;
+    for program in ["soci", "soci-snapshotter-grpc"] {
+        let version = guest.run(program, &["--version"])?;
+        assert!(version.starts_with(&format!("{program} version ")), "{version}");
+        let page = format!("/usr/share/man/man1/{program}.1.gz");
+        assert!(guest.run("zcat", &[&page])?.contains(".SH SYNOPSIS"), "{page}");
+        guest.run("bash", &["-n", &format!("/usr/share/bash-completion/completions/{program}")])?;
+        for path in [
+            format!("/usr/share/zsh/vendor-completions/_{program}"),
+            format!("/usr/share/fish/vendor_completions.d/{program}.fish"),
+        ] {
+            assert!(listed.lines().any(|line| line == path), "{path}\n{listed}");
+        }
+    }
+    // The configuration is the default one, and every key of it is known.
+    let default = guest.run("soci-snapshotter-grpc", &["config", "default"])?;
+    let config = std::fs::read_to_string(guest.root().join(&CONFIG[1..]))?;
+    assert!(config.ends_with(&default), "{config}");
+    assert_eq!(guest.run("soci-snapshotter-grpc", &["config", "dump"])?, default);
+
+    // What was configured survives removal and goes with a purge; so does what was cached.
+    let cached = "/var/lib/soci-snapshotter-grpc/soci";
+    std::fs::create_dir(guest.root().join(&cached[1..]))?;
+    guest.run("dpkg", &["--remove", PACKAGE])?;
+    assert!(exists(&guest, CONFIG) && exists(&guest, cached));
+    assert!(!exists(&guest, "/usr/bin/soci-snapshotter-grpc"));
+    guest.run("dpkg", &["--purge", PACKAGE])?;
+    assert!(!exists(&guest, cached));
+    let ours = |line: &&str| line.contains("soci");
+    let left: Vec<&str> = listed.lines().filter(ours).filter(|path| exists(&guest, path)).collect();
+    assert_eq!(left, Vec::<&str>::new());
+    Ok(())
+}
+
+/// A unit file: sections with their assignments, in order.
+struct Unit(Vec<(String, String, String)>);
+
+impl Unit {
+    fn read(path: &Path) -> Result<Self> {
+        let mut entries = Vec::new();
+        let mut section = String::new();
+        for line in std::fs::read_to_string(path)?.lines() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+                name.clone_into(&mut section);
+                continue;
+            }
+            let (key, value) = line.split_once('=').with_context(|| format!("{line:?}"))?;
+            entries.push((section.clone(), key.to_owned(), value.to_owned()));
+        }
+        Ok(Self(entries))
+    }
+
+    /// Returns the words of all assignments to a key.
+    fn words(&self, section: &str, key: &str) -> Vec<&str> {
+        let found = self.0.iter().filter(|(in_section, name, _)| in_section == section && name == key);
+        found.flat_map(|(_, _, value)| value.split_whitespace()).collect()
+    }
+}
+
+/// The process that a test stands in for systemd for.
+struct Served(Child);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn its_command_line_serves_the_socket_it_is_handed_and_gives_signs_of_life() -> Result<()> {
+    let guest = Guest::new()?;
+    package_for(&guest)?;
+    guest.run("dpkg", &["--install", "/tmp/package.deb"])?;
+    let unit = |name: &str| Unit::read(&guest.root().join("lib/systemd/system").join(name));
+    let (service, socket) = (unit(UNITS[0])?, unit(UNITS[1])?);
+    if guest.root().join("usr/bin/systemd-analyze").exists() {
+        let paths = UNITS.map(|name| format!("/lib/systemd/system/{name}"));
+        assert_eq!(guest.run("systemd-analyze", &["verify", &paths[0], &paths[1]])?, "");
+    }
+    assert_eq!(socket.words("Socket", "ListenStream"), [SOCKET]);
+    assert_eq!(
+        (socket.words("Socket", "SocketMode"), service.words("Service", "Type")),
+        (vec!["0600"], vec!["notify"])
+    );
+    // Neither way a failure of one takes the other along.
+    assert!(service.words("Unit", "Before").contains(&"containerd.service"));
+    for key in ["Requires", "BindsTo", "PartOf", "Requisite", "RequiredBy"] {
+        let words = [service.words("Unit", key), service.words("Install", key)].concat();
+        assert!(!words.contains(&"containerd.service"), "{key}");
+    }
+    // Each of these would hide the daemon's mounts from containerd, or keep it from unpacking layers.
+    for (_, key, _) in service.0.iter().filter(|(section, ..)| section == "Service") {
+        let cuts = key.starts_with("Private") || key.starts_with("Protect") || key.ends_with("Paths");
+        let others =
+            ["MountFlags", "RestrictSUIDSGID", "DevicePolicy", "RootDirectory", "DynamicUser", "User"];
+        assert!(!cuts && !others.contains(&key.as_str()), "{key}");
+    }
+
+    std::fs::create_dir(guest.root().join("run/soci-snapshotter-grpc"))?;
+    let listener = UnixListener::bind(guest.root().join(&SOCKET[1..]))?;
+    let manager = UnixDatagram::bind(guest.root().join("run/manager"))?;
+    manager.set_read_timeout(Some(PATIENCE))?;
+    let line = service.words("Service", "ExecStart");
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec chroot \"$@\"", "sh"])
+        .arg(guest.root())
+        .args(&line)
+        .env("NOTIFY_SOCKET", "/run/manager")
+        .env("WATCHDOG_USEC", "900000")
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .stderr(std::fs::File::create(guest.outside().join("log"))?);
+    let _served = Served(command.spawn()?);
+    let log = || std::fs::read_to_string(guest.outside().join("log")).unwrap_or_default();
+    let said = || -> Result<String> {
+        let mut text = [0; 256];
+        let length = manager.recv(&mut text).with_context(log)?;
+        Ok(String::from_utf8_lossy(&text[..length]).trim_end().to_owned())
+    };
+    assert_eq!(said()?, "READY=1");
+    assert_eq!((said()?, said()?), ("WATCHDOG=1".to_owned(), "WATCHDOG=1".to_owned()));
+    let snapshots = Snapshots::connect(&guest.root().join(&SOCKET[1..]))?;
+    assert_eq!(snapshots.prepare("default", "default/1/a", "", &[])?.len(), 1);
+
+    // Whom nobody can reach does not live: signs of life end with the socket.
+    std::fs::rename(guest.root().join(&SOCKET[1..]), guest.root().join("run/away"))?;
+    let noticed = wait::until(PATIENCE, || log().contains("does not answer itself").then_some(()));
+    assert!(noticed.is_some(), "{}", log());
+    Ok(())
+}
+
+/// An image in a registry that the daemon of the guest can pull lazily.
+struct Pushed {
+    backstage: Backstage,
+    image: Image,
+    manifest: String,
+    reference: String,
+}
+
+fn publish(guest: &Guest) -> Result<Pushed> {
+    let backstage = Backstage::start(soci_testkit::Options::default().auth(AuthMode::Basic, USER, PASSWORD))?;
+    let image = images::odd(Dialect::Oci);
+    let (from, to) = (guest.outside().join("from"), guest.outside().join("to"));
+    layout::write(&image, &from)?;
+    let mut convert = Command::new(Binaries::ours()?.path("soci"));
+    convert.args(["convert", "--standalone", "--format", "oci-dir", "--min-layer-size", images::MIN_LAYER]);
+    output(convert.args([&from, &to]))?;
+    layout::publish(&to, &backstage.registry, "team/app", "1")?;
+    let top = backstage.registry.manifest("team/app", "1").context("the image is not in the registry")?;
+    let top: Value = serde_json::from_slice(&top)?;
+    let manifest = top["manifests"][0]["digest"].as_str().context("no digest")?.to_owned();
+    let reference = backstage.registry.image("team/app:1");
+    Ok(Pushed { backstage, image, manifest, reference })
+}
+
+#[test]
+fn systemd_starts_restarts_and_watches_the_daemon_and_its_mounts_are_seen() -> Result<()> {
+    let mut guest = Guest::new()?;
+    package_for(&guest)?;
+    let published = publish(&guest)?;
+    std::fs::create_dir(guest.root().join("etc/soci-login"))?;
+    let host = published.backstage.registry.host();
+    write_docker_config(&guest.root().join("etc/soci-login"), &[&host], Some((USER, PASSWORD)))?;
+    std::fs::write(guest.root().join("etc/soci-login/ca.pem"), published.backstage.registry.ca_pem())?;
+    let environment = "DOCKER_CONFIG=/etc/soci-login\nSSL_CERT_FILE=/etc/soci-login/ca.pem\n";
+    std::fs::write(guest.root().join("etc/default/soci-snapshotter-grpc"), environment)?;
+    let drop_in = guest.root().join(format!("etc/systemd/system/{SERVICE}.d"));
+    std::fs::create_dir_all(&drop_in)?;
+    std::fs::write(drop_in.join("log.conf"), format!("[Service]\nStandardError=append:{LOG}\n"))?;
+    if let Err(error) = guest.boot() {
+        // The unit's command line is tested without systemd as well.
+        eprintln!("systemd does not run in a container here: {error:#}");
+        return Ok(());
+    }
+    guest.run("dpkg", &["--install", "/tmp/package.deb"])?;
+    for unit in UNITS {
+        assert_eq!(guest.run("systemctl", &["is-active", unit])?.trim(), "active", "{unit}");
+        assert_eq!(guest.run("systemctl", &["is-enabled", unit])?.trim(), "enabled", "{unit}");
+    }
+    let show = |property: &str| -> Result<String> {
+        let text = guest.run("systemctl", &["show", "--value", "--property", property, SERVICE])?;
+        Ok(text.trim().to_owned())
+    };
+    let root = PathBuf::from(format!("/proc/{}/root", guest.init()?));
+    let socket = root.join(&SOCKET[1..]);
+    assert_eq!(socket.symlink_metadata()?.permissions().mode() & 0o777, 0o600);
+
+    // A lazy mount, with the capabilities that the unit leaves, is seen by everybody else in the guest.
+    let layer = &published.image.layers[0];
+    let labels = [
+        ("containerd.io/snapshot.ref", layer.diff_id.as_str()),
+        ("containerd.io/snapshot/cri.image-ref", published.reference.as_str()),
+        ("containerd.io/snapshot/cri.manifest-digest", published.manifest.as_str()),
+        ("containerd.io/snapshot/cri.layer-digest", layer.digest.as_str()),
+        ("containerd.io/snapshot/cri.image-layers", layer.digest.as_str()),
+    ];
+    let snapshots = Snapshots::connect(&socket)?;
+    let prepared = snapshots.prepare("default", "default/1/extract", "", &labels);
+    let Err(status) = prepared else { bail!("the layer is not lazy: {}", guest.run("cat", &[LOG])?) };
+    assert!(status.to_string().contains("already exists"), "{status}: {}", guest.run("cat", &[LOG])?);
+    let fuse = || -> Result<Vec<String>> {
+        let text = guest.run("cat", &["/proc/1/mountinfo"])?;
+        let points = text.lines().filter(|line| line.contains(" fuse.soci "));
+        Ok(points.filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect())
+    };
+    let mounted = fuse()?;
+    assert_eq!(mounted.len(), 1, "{mounted:?}");
+    let probe = std::fs::read(root.join(mounted[0].trim_start_matches('/')).join("probe"))?;
+    assert!(probe == images::PROBE, "the file is read through the mount");
+
+    // Killed, it comes back; containerd's calls wait for it on the socket meanwhile, and the mount is served again.
+    let first = show("MainPID")?;
+    guest.run("kill", &["-KILL", &first])?;
+    let view = Snapshots::connect(&socket)?.view("default", "default/2/view", &layer.diff_id)?;
+    assert_eq!(view.len(), 1);
+    assert_ne!(show("MainPID")?, first);
+    let again = wait::until(PATIENCE, || fuse().ok().filter(|mounts| mounts.len() == 1));
+    let again = again.context("the layer is not mounted again")?;
+    let probe = std::fs::read(root.join(again[0].trim_start_matches('/')).join("probe"))?;
+    assert!(probe == images::PROBE, "the file is read through the new mount");
+
+    // It gives signs of life, and is replaced when they stop.
+    let drop_in = root.join(format!("etc/systemd/system/{SERVICE}.d"));
+    let watch = "[Service]\nWatchdogSec=1500ms\nTimeoutAbortSec=1s\n";
+    std::fs::write(drop_in.join("watch.conf"), watch)?;
+    guest.run("systemctl", &["daemon-reload"])?;
+    guest.run("systemctl", &["restart", SERVICE])?;
+    let sign = show("WatchdogTimestampMonotonic")?;
+    let later =
+        wait::until(PATIENCE, || show("WatchdogTimestampMonotonic").ok().filter(|later| *later != sign));
+    assert!(later.is_some(), "no sign of life");
+    let (second, restarts) = (show("MainPID")?, show("NRestarts")?);
+    guest.run("kill", &["-STOP", &second])?;
+    let replaced = wait::until(PATIENCE, || show("NRestarts").ok().filter(|count| *count != restarts));
+    assert!(replaced.is_some(), "a daemon that hangs is not replaced");
+
+    // Removed, it leaves no process, no mount and no socket; purged, no state either.
+    guest.run("dpkg", &["--remove", PACKAGE])?;
+    assert_eq!(fuse()?, Vec::<String>::new());
+    assert!(!socket.exists());
+    guest.run("dpkg", &["--purge", PACKAGE])?;
+    let left = mounts::beneath(guest.root())?.into_iter().filter(|mount| mount.kind.starts_with("fuse"));
+    assert_eq!(left.count(), 0);
+    assert_eq!(guest.run("ls", &["-A", "/var/lib/soci-snapshotter-grpc"])?, "");
+    Ok(())
+}

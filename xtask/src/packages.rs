@@ -19,6 +19,14 @@ pub(crate) const CONTAINERS: &[Need] =
 /// What runs the units that we ship.
 pub(crate) const SYSTEMD: &[Need] = &[Need { program: "systemctl", package: "systemd" }];
 
+/// A credential helper as a distribution has it.
+pub(crate) const HELPERS: &[Need] = &[
+    Need { program: "docker-credential-pass", package: "golang-docker-credential-helpers" },
+    Need { program: "pass", package: "pass" },
+    Need { program: "gpg", package: "gpg" },
+    Need { program: "gpg-agent", package: "gpg-agent" },
+];
+
 /// What makes a Debian root file system, for images with real bytes.
 pub(crate) const ROOTFS: &[Need] = &[Need { program: "debootstrap", package: "debootstrap" }];
 

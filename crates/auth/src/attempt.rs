@@ -132,6 +132,11 @@ impl AuthAttempt {
         &mut self,
         http: &Arc<dyn TokenHttp>,
     ) -> Result<Option<HeaderValue>, AuthError> {
+        let header = self.header(http).await;
+        header.inspect_err(|error| self.tell(error))
+    }
+
+    async fn header(&mut self, http: &Arc<dyn TokenHttp>) -> Result<Option<HeaderValue>, AuthError> {
         if self.carried.is_none() {
             self.demand = self.auth.hosts.demand(&self.scope, &self.access);
             let first = match &self.demand {
@@ -159,6 +164,16 @@ impl AuthAttempt {
         refusal: Refusal<'_>,
         http: &Arc<dyn TokenHttp>,
     ) -> Result<Next, AuthError> {
+        let next = self.answer(refusal, http).await;
+        match &next {
+            Ok(Next::Final(denied)) => self.tell(&AuthError::Denied(denied.clone())),
+            Ok(Next::Retry) => {}
+            Err(error) => self.tell(error),
+        }
+        next
+    }
+
+    async fn answer(&mut self, refusal: Refusal<'_>, http: &Arc<dyn TokenHttp>) -> Result<Next, AuthError> {
         let carried = self.carried.take().unwrap_or(Carried::Nothing);
         self.last_status = Some(refusal.status.as_u16());
         let meaning = quirks::meaning(refusal.status, refusal.headers, refusal.body);
@@ -192,15 +207,15 @@ impl AuthAttempt {
         }
     }
 
-    /// Takes notice that the request was served.
-    pub fn accepted(&mut self) {
+    /// Takes notice that the request was served, with this status.
+    pub fn accepted(&mut self, status: StatusCode) {
         let (Some(option), Some(candidate)) = (self.option, &self.candidate) else { return };
         if matches!(self.carried, None | Some(Carried::Nothing)) {
             return;
         }
         let board = &self.auth.board;
         board.accept(&self.registry, self.scope.image.repository(), candidate.id.fingerprint);
-        let answer = Answer::Judged(candidate.id.clone(), Outcome::Accepted);
+        let answer = Answer::Judged(candidate.id.clone(), Outcome::Accepted, Some(status.as_u16()));
         board.note(&self.registry, self.scope.image.repository(), option.name, answer);
         let generation = board.generation(&self.registry);
         self.auth.hosts.accepted(&self.scope, &self.access, option, candidate, generation);
@@ -217,6 +232,10 @@ impl AuthAttempt {
     /// Returns the option whose credential the request carries, for logs and reports.
     pub fn option(&self) -> Option<&'static str> {
         self.candidate.as_ref().and(self.option).map(|option| option.name)
+    }
+
+    fn tell(&self, error: &AuthError) {
+        self.auth.settings.meters.denied(&self.scope, self.option.map(|option| option.name), error);
     }
 
     /// Learns what the host wants from a 401 and says whether it wants another scheme than before.
@@ -270,7 +289,7 @@ impl AuthAttempt {
             &self.registry,
             repository,
             option.name,
-            Answer::Judged(candidate.id.clone(), Outcome::Rejected),
+            Answer::Judged(candidate.id.clone(), Outcome::Rejected, self.last_status),
         );
         self.auth.settings.meters.rejected(option.name);
         self.auth.chain.verdict(option.name, &self.scope, &candidate.id, Outcome::Rejected);

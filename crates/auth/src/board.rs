@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::Fingerprint;
-pub use ledger::{Answer, LedgerEntry};
+pub use ledger::{Answer, Judgement, LedgerEntry};
 pub use pulls::Pin;
 pub use refusals::Admission;
 
@@ -154,6 +154,16 @@ impl AuthBoard {
     /// Returns what each option answered last for a repository, in no particular order.
     pub fn ledger(&self, registry: &str, repository: &str) -> Vec<LedgerEntry> {
         self.ledger.lock().read(registry, repository)
+    }
+
+    /// Returns what the registry said last of a credential in a repository.
+    pub fn judgement(&self, registry: &str, repository: &str, credential: Fingerprint) -> Judgement {
+        self.ledger.lock().judgement(registry, repository, credential)
+    }
+
+    /// Returns until when a refused credential rests, if it does. Unlike [`AuthBoard::admit`] it lets nobody try.
+    pub fn rests_until(&self, registry: &str, repository: &str, credential: Fingerprint) -> Option<Instant> {
+        self.refusals.lock().rests_until(registry, repository, credential, Instant::now())
     }
 
     /// Remembers the pod namespace of a pull, by [`ImageRef::key`](soci_oci::ImageRef::key).

@@ -117,18 +117,38 @@ impl fmt::Display for Denied {
         if self.option.is_none() && !self.findings.is_empty() {
             write!(f, "; looked at {}", self.findings.join("; "))?;
         }
-        f.write_str(match self.reason {
-            Reason::NoCredential => {
-                "; log in to the registry (docker login, nerdctl login) or configure a credential helper"
+        write!(f, "; {}", self.reason.advice())
+    }
+}
+
+impl Reason {
+    /// Returns one word for it.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::NoCredential => "no-credential",
+            Self::Refused => "refused",
+            Self::Resting => "resting",
+            Self::Incomplete(_) => "incomplete",
+            Self::NoChallenge => "no-challenge",
+            Self::NotAuthentication => "not-authentication",
+            Self::TooManyAttempts => "too-many-attempts",
+        }
+    }
+
+    /// Returns what to do about it.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::NoCredential => {
+                "log in to the registry (docker login, nerdctl login) or configure a credential helper"
             }
-            Reason::Refused | Reason::Resting | Reason::TooManyAttempts => {
-                "; renew that credential, or give it the right to this repository"
+            Self::Refused | Self::Resting | Self::TooManyAttempts => {
+                "renew that credential, or give it the right to this repository"
             }
-            Reason::Incomplete(_) => "; complete or remove that entry",
-            Reason::NoChallenge | Reason::NotAuthentication => {
-                "; check that the host is a registry that serves this repository"
+            Self::Incomplete(_) => "complete or remove that entry",
+            Self::NoChallenge | Self::NotAuthentication => {
+                "check that the host is a registry that serves this repository"
             }
-        })
+        }
     }
 }
 

@@ -13,6 +13,7 @@ mod key_match;
 
 use std::collections::HashSet;
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -56,6 +57,9 @@ pub struct Candidate {
     pub id: CandidateId,
     /// What to present.
     pub credential: Credential,
+    /// For how long the entry has been there, where the option knows: since the file was written, the helper answered,
+    /// the pull came, the secret was created.
+    pub age: Option<Duration>,
 }
 
 /// Names a candidate: the entry it comes from and the fingerprint of its credential.
@@ -102,7 +106,12 @@ impl Candidate {
     /// Returns `credential`, found in `entry`.
     pub fn new(entry: impl Into<String>, credential: Credential) -> Self {
         let fingerprint = credential.fingerprint();
-        Self { id: CandidateId { entry: entry.into(), fingerprint }, credential }
+        Self { id: CandidateId { entry: entry.into(), fingerprint }, credential, age: None }
+    }
+
+    /// Returns the same with its age.
+    pub fn aged(self, age: Option<Duration>) -> Self {
+        Self { age, ..self }
     }
 }
 

@@ -74,6 +74,10 @@ impl TokenHttp for Script {
         *response.status_mut() = StatusCode::from_u16(status).unwrap();
         Ok(response)
     }
+
+    fn detached(self: Arc<Self>) -> Option<Arc<dyn TokenHttp>> {
+        Some(self)
+    }
 }
 
 /// An option whose content a test sets, and that keeps what happens to it.

@@ -4,17 +4,19 @@
 //! else. One request per key is under way at a time, in a task of its own; those who want the token share its result or
 //! its error. A failure is never kept.
 //!
-//! A token has two ends. After the *soft* one it is still used while a new one is fetched behind it; after the *hard* one
-//! it is not used. A token without a stated lifetime has a soft end only: it serves until it is refused. Times are
-//! tokio's monotonic clock, which tests pause.
+//! A token has two ends. At the *soft* one a new one is fetched ahead of need, as long as the token was in use lately, so
+//! that a reader does not wait for a token in the ordinary case; meanwhile the old one still serves. After the *hard* end
+//! it is not used. A token without a stated lifetime has a soft end only, noticed when it is used next: it serves until it
+//! is refused. Times are tokio's monotonic clock, which tests pause.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::HeaderValue;
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::credential::bearer_header;
 use crate::exchange::{ExchangeError, Grant, TokenRequest, exchange};
@@ -30,6 +32,8 @@ const UNSTATED_SOFT: Duration = Duration::from_secs(60);
 const MARGIN: Duration = Duration::from_secs(10);
 /// How long after a renewal was started behind the users the next one may be.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(5);
+/// A token that was not used for this long, or for half its life if that is longer, is not renewed ahead of need.
+const WARM: Duration = Duration::from_secs(10 * 60);
 
 /// What a token is for and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -64,7 +68,10 @@ type Fetched = Result<Token, Arc<ExchangeError>>;
 
 /// The tokens of a process.
 #[derive(Debug, Default)]
-pub(crate) struct TokenCache {
+pub(crate) struct TokenCache(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
     tokens: Arc<Mutex<Tokens>>,
     flights: Flights<TokenKey, Fetched>,
 }
@@ -90,6 +97,18 @@ struct Entry {
     soft: Instant,
     hard: Option<Instant>,
     used: Instant,
+    /// Renews it at its soft end; goes with the entry.
+    ahead: Option<Ahead>,
+}
+
+/// A task that ends with its owner.
+#[derive(Debug)]
+struct Ahead(AbortHandle);
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl TokenCache {
@@ -102,15 +121,15 @@ impl TokenCache {
         fetch: Fetch,
     ) -> Result<(Token, Served), Arc<ExchangeError>> {
         let now = Instant::now();
-        let cached = self.tokens.lock().live(key, now);
+        let cached = self.0.tokens.lock().live(key, now);
         if let Some((token, renew)) = cached {
             if renew {
-                drop(self.start(key, fetch));
+                drop(self.0.start(key, fetch));
             }
             return Ok((token, Served::Cached));
         }
         let realm = fetch.request.shown();
-        match self.start(key, fetch).wait().await {
+        match self.0.start(key, fetch).wait().await {
             Ok(result) => result.map(|token| (token, Served::Fetched)),
             Err(_abandoned) => Err(Arc::new(ExchangeError::Abandoned { realm })),
         }
@@ -118,14 +137,17 @@ impl TokenCache {
 
     /// Drops the token of `key` if it is still the one that was refused.
     pub(crate) fn invalidate(&self, key: &TokenKey, serial: u64) {
-        let mut tokens = self.tokens.lock();
+        let mut tokens = self.0.tokens.lock();
         if tokens.by_key.get(key).is_some_and(|entry| entry.token.serial == serial) {
             tokens.by_key.remove(key);
         }
     }
+}
 
-    fn start(&self, key: &TokenKey, fetch: Fetch) -> crate::flight::Flight<Fetched> {
-        let (tokens, for_key) = (Arc::clone(&self.tokens), key.clone());
+impl Inner {
+    fn start(self: &Arc<Self>, key: &TokenKey, fetch: Fetch) -> crate::flight::Flight<Fetched> {
+        // The task holds the tokens but not their cache, which owns the task.
+        let (tokens, cache, for_key) = (Arc::clone(&self.tokens), Arc::downgrade(self), key.clone());
         self.flights.join(key.clone(), || async move {
             // The one before may have ended between the caller's look and this start.
             if let Some(token) = tokens.lock().fresh(&for_key, Instant::now()) {
@@ -136,13 +158,52 @@ impl TokenCache {
                 Ok(result) => result,
                 Err(_elapsed) => Err(ExchangeError::TimedOut { realm: fetch.request.shown(), seconds }),
             };
+            let now = Instant::now();
             let result = result.and_then(|grant| {
-                let kept = tokens.lock().keep(for_key, &grant, Instant::now());
-                kept.ok_or_else(|| ExchangeError::Unsendable { realm: fetch.request.shown() })
+                let kept = tokens.lock().keep(for_key.clone(), &grant, now);
+                let token = kept.ok_or_else(|| ExchangeError::Unsendable { realm: fetch.request.shown() });
+                token.map(|token| (token, grant.life))
             });
             fetch.meters.token_fetched(result.is_ok());
-            result.map_err(Arc::new)
+            if let Ok((token, Some(life))) = &result
+                && let Some(http) = Arc::clone(&fetch.http).detached()
+            {
+                let lease = Lease { key: for_key, serial: token.serial, life: *life, received: now };
+                let (key, serial) = (lease.key.clone(), lease.serial);
+                let task = tokio::spawn(renew_ahead(cache, lease, Fetch { http, ..fetch }));
+                tokens.lock().attach(&key, serial, Ahead(task.abort_handle()));
+            }
+            result.map(|(token, _)| token).map_err(Arc::new)
         })
+    }
+}
+
+/// A token whose life is known.
+struct Lease {
+    key: TokenKey,
+    serial: u64,
+    life: Duration,
+    received: Instant,
+}
+
+/// Waits for the soft end of a token and fetches the next one if this one is in use; trouble that may pass is tried again
+/// until the token ends. A refusal is left to the next request, which asks all options anew.
+async fn renew_ahead(cache: Weak<Inner>, lease: Lease, fetch: Fetch) {
+    let mut at = lease.received + ends(Some(lease.life)).0;
+    loop {
+        sleep_until(at).await;
+        let Some(inner) = cache.upgrade() else { return };
+        if !inner.tokens.lock().is_warm(&lease, Instant::now()) {
+            return;
+        }
+        let flight = inner.start(&lease.key, fetch.clone());
+        drop(inner);
+        match flight.wait().await {
+            Ok(Err(error)) if !matches!(*error, ExchangeError::Refused { .. }) => {
+                at = Instant::now() + RENEWAL_PAUSE;
+            }
+            _ => return,
+        }
     }
 }
 
@@ -170,6 +231,22 @@ impl Tokens {
             .then(|| entry.token.clone())
     }
 
+    /// Whether the token is still the one of its key, can be used, and was used lately.
+    fn is_warm(&self, lease: &Lease, now: Instant) -> bool {
+        self.by_key.get(&lease.key).is_some_and(|entry| {
+            entry.token.serial == lease.serial
+                && entry.hard.is_none_or(|hard| now < hard)
+                && now < entry.used + WARM.max(lease.life / 2)
+        })
+    }
+
+    /// Lets a renewal end with its token.
+    fn attach(&mut self, key: &TokenKey, serial: u64, ahead: Ahead) {
+        if let Some(entry) = self.by_key.get_mut(key).filter(|entry| entry.token.serial == serial) {
+            entry.ahead = Some(ahead);
+        }
+    }
+
     fn keep(&mut self, key: TokenKey, grant: &Grant, now: Instant) -> Option<Token> {
         self.last_serial += 1;
         let token = Token { header: bearer_header(&grant.token)?, serial: self.last_serial };
@@ -177,9 +254,10 @@ impl Tokens {
         if self.by_key.len() >= MAX_TOKENS && !self.by_key.contains_key(&key) {
             self.make_room(now);
         }
-        let entry =
-            Entry { token: token.clone(), soft: now + soft, hard: hard.map(|hard| now + hard), used: now };
-        self.by_key.insert(key, entry);
+        // Renewing is no use.
+        let used = self.by_key.get(&key).map_or(now, |old| old.used);
+        let (soft, hard) = (now + soft, hard.map(|hard| now + hard));
+        self.by_key.insert(key, Entry { token: token.clone(), soft, hard, used, ahead: None });
         Some(token)
     }
 
@@ -307,6 +385,71 @@ mod tests {
         assert_eq!((text(&cache, &http).await.as_str(), http.sent().len()), ("Bearer T1", 2));
         tokio::time::advance(Duration::from_secs(100)).await;
         assert_eq!(text(&cache, &http).await, "Bearer T2", "after the hard end it is not used");
+    }
+
+    /// Lets the tasks that are due run, at a time that stands still.
+    async fn settle() {
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_in_use_is_renewed_before_it_ends_and_no_reader_waits() {
+        let (cache, http) = (TokenCache::default(), numbering(Some(60)));
+        let (_, served) = cache.get(&key(None), fetch(&http)).await.unwrap();
+        assert_eq!(served, Served::Fetched);
+        // A reader every 50 s: between two reads most of a token's life passes.
+        for read in 1..20 {
+            for _ in 0..5 {
+                tokio::time::advance(Duration::from_secs(10)).await;
+                settle().await;
+            }
+            let (_, served) = cache.get(&key(None), fetch(&http)).await.unwrap();
+            assert_eq!(served, Served::Cached, "read {read} waited for a token");
+        }
+        let asked = http.sent().len();
+        assert!((19..=22).contains(&asked), "{asked} requests in 950 s, one per 48 s are due");
+        for _ in 0..200 {
+            tokio::time::advance(Duration::from_secs(10)).await;
+            settle().await;
+        }
+        let idle = http.sent().len() - asked;
+        assert!(idle <= 14, "{idle} requests for a token that nobody uses, in 2000 s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_ahead_that_fails_is_tried_again_unless_it_is_refused() {
+        for (failure, expected) in [(503, 3), (401, 2)] {
+            let http = Arc::new(Script::new([
+                answer(200, r#"{"token":"T0","expires_in":100}"#),
+                answer(failure, ""),
+                answer(200, r#"{"token":"T1","expires_in":100000}"#),
+            ]));
+            let cache = TokenCache::default();
+            assert_eq!(text(&cache, &http).await, "Bearer T0");
+            for _ in 0..19 {
+                tokio::time::advance(Duration::from_secs(5)).await;
+                settle().await;
+            }
+            assert_eq!(http.sent().len(), expected, "after {failure}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn renewals_end_with_the_cache_and_with_an_invalid_token() {
+        let http = numbering(Some(60));
+        let cache = TokenCache::default();
+        let (token, _) = cache.get(&key(None), fetch(&http)).await.unwrap();
+        cache.invalidate(&key(None), token.serial);
+        tokio::time::advance(Duration::from_secs(100)).await;
+        settle().await;
+        assert_eq!(http.sent().len(), 1);
+        text(&cache, &http).await;
+        drop(cache);
+        tokio::time::advance(Duration::from_secs(100)).await;
+        settle().await;
+        assert_eq!(http.sent().len(), 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,7 @@
 //! How a token request reaches the network: the registry crate lends its client, this crate opens no socket.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -15,6 +17,12 @@ pub trait TokenHttp: Send + Sync {
     /// # Errors
     /// [`TokenHttpError`] when there is no answer.
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Bytes>, TokenHttpError>;
+
+    /// Returns the same for requests that outlive the one on whose behalf it was lent, where that is possible: tokens are
+    /// renewed by it ahead of need.
+    fn detached(self: Arc<Self>) -> Option<Arc<dyn TokenHttp>> {
+        None
+    }
 }
 
 /// The longest answer of a token endpoint that is read, in bytes.

@@ -189,7 +189,7 @@ mod tests {
             panic!()
         };
         assert!(push.quiet);
-        assert_eq!(push.user, Some("-quiet".into()));
+        assert_eq!(push.registry.user, Some("-quiet".into()));
     }
 
     #[test]

@@ -71,6 +71,9 @@ pub(crate) enum Command {
     /// Manage indexes
     #[command(subcommand)]
     Index(Index),
+    /// Look into registry logins
+    #[command(subcommand)]
+    Auth(Auth),
     /// Look into zTOCs
     #[command(subcommand)]
     Ztoc(Ztoc),
@@ -149,11 +152,10 @@ pub(crate) struct Convert {
     pub(crate) destination: Option<OsString>,
 }
 
+/// How a registry is reached and logged in to.
 // No `Debug`: it holds a password.
 #[derive(Args)]
-pub(crate) struct Push {
-    #[command(flatten)]
-    pub(crate) platforms: PlatformFlags,
+pub(crate) struct RegistryFlags {
     /// USERNAME:PASSWORD for the image's registry. Others see it in the process list and it stays in the shell's history:
     /// prefer USERNAME with --password-stdin, or a Docker config
     #[arg(short, long, value_name = "USERNAME[:PASSWORD]", allow_hyphen_values = true)]
@@ -164,15 +166,6 @@ pub(crate) struct Push {
     /// Use plain http
     #[arg(long)]
     pub(crate) plain_http: bool,
-    /// What to do if the registry has an index of the image: warn, skip or allow
-    #[arg(long, default_value = "warn")]
-    pub(crate) existing_index: String,
-    /// Uploads at a time; 0 is the default
-    #[arg(long, default_value_t = 3)]
-    pub(crate) max_concurrent_uploads: u64,
-    /// Print only the digest of the index
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
     /// Do not check the registry's certificate
     #[arg(short = 'k', long)]
     pub(crate) skip_verify: bool,
@@ -188,6 +181,23 @@ pub(crate) struct Push {
     /// PEM file of the client certificate's key
     #[arg(long, requires = "tlscert")]
     pub(crate) tlskey: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct Push {
+    #[command(flatten)]
+    pub(crate) platforms: PlatformFlags,
+    #[command(flatten)]
+    pub(crate) registry: RegistryFlags,
+    /// What to do if the registry has an index of the image: warn, skip or allow
+    #[arg(long, default_value = "warn")]
+    pub(crate) existing_index: String,
+    /// Uploads at a time; 0 is the default
+    #[arg(long, default_value_t = 3)]
+    pub(crate) max_concurrent_uploads: u64,
+    /// Print only the digest of the index
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
     /// Log requests to stderr, without headers and bodies
     #[arg(long)]
     pub(crate) http_dump: bool,
@@ -210,6 +220,33 @@ impl Push {
     pub(crate) fn dumps(&self) -> bool {
         self.http_dump || self.http_trace
     }
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Auth {
+    /// Show which credential an image would be fetched with, where it comes from, and why not another; never a secret
+    Explain(AuthExplain),
+}
+
+#[derive(Args)]
+pub(crate) struct AuthExplain {
+    #[command(flatten)]
+    pub(crate) registry: RegistryFlags,
+    /// Ask the running daemon: what it has, instead of what this command has
+    #[arg(long, conflicts_with_all = ["user", "plain_http", "skip_verify", "hosts_dir", "tlscacert", "tlscert"])]
+    pub(crate) daemon: bool,
+    /// The daemon's control socket
+    #[arg(long, value_name = "PATH", default_value = "/run/soci-snapshotter-grpc/control.sock")]
+    pub(crate) control: PathBuf,
+    /// Ask the registry for the image, and say what it answers
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(crate) image: Option<String>,
 }
 
 #[derive(Subcommand)]

@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub(crate) mod auth;
 pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod index;
@@ -12,7 +13,9 @@ use anyhow::{Context as _, bail};
 use soci_index::build::BuildOptions;
 use soci_oci::Digest;
 
-use crate::cli::ZtocFlags;
+use soci_registry::settings::{PlainHttp, TlsSettings, Verify};
+
+use crate::cli::{RegistryFlags, ZtocFlags};
 
 /// The largest file of paths to prefetch that is read, in bytes.
 const MAX_PATHS_SIZE: u64 = 16 << 20;
@@ -46,6 +49,25 @@ impl ZtocFlags {
             prefetch,
             ..BuildOptions::default()
         })
+    }
+}
+
+impl RegistryFlags {
+    /// Returns the registry client's settings that the flags mean.
+    pub(crate) fn settings(&self) -> soci_registry::Settings {
+        let mut settings = soci_registry::Settings::default();
+        if self.plain_http {
+            settings.plain_http = PlainHttp::Always;
+        }
+        if !self.hosts_dir.is_empty() {
+            settings.hosts_dirs.clone_from(&self.hosts_dir);
+        }
+        settings.tls = TlsSettings {
+            ca: self.tlscacert.iter().cloned().collect(),
+            client: self.tlscert.clone().zip(self.tlskey.clone()),
+            verify: if self.skip_verify { Verify::Skip } else { Verify::Yes },
+        };
+        settings
     }
 }
 

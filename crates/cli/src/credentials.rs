@@ -1,4 +1,4 @@
-//! Credentials for a push: `--user` if it is given, and then nothing else; otherwise the Docker config.
+//! Credentials for a registry: `--user` if it is given, and then nothing else; otherwise the Docker config.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read as _, Write as _};
@@ -16,19 +16,22 @@ use soci_auth::{AuthBoard, Authenticator, Credential, Keychain, KeychainChain, S
 use soci_oci::RegistryName;
 use zeroize::Zeroizing;
 
-use crate::cli::Push;
+use crate::cli::RegistryFlags;
 
 /// The longest password that is read, in bytes. Tokens of clouds have a few KiB.
 const MAX_PASSWORD: u64 = 64 << 10;
 
-/// Returns what authenticates a push to `registry`. Asks for the password where that is possible and needed.
+/// Returns what authenticates requests to `registry`. Asks for the password where that is possible and needed.
 ///
 /// # Errors
 /// When `--user` is of no use; nothing has been sent anywhere by then.
-pub(crate) fn authenticator(push: &Push, registry: &RegistryName) -> anyhow::Result<Arc<Authenticator>> {
+pub(crate) fn authenticator(
+    flags: &RegistryFlags,
+    registry: &RegistryName,
+) -> anyhow::Result<Arc<Authenticator>> {
     let board = Arc::new(AuthBoard::new());
-    let keychain: Arc<dyn Keychain> = match &push.user {
-        Some(user) => Arc::new(ExplicitKeychain::new(explicit(user.as_bytes(), push)?, registry)),
+    let keychain: Arc<dyn Keychain> = match &flags.user {
+        Some(user) => Arc::new(ExplicitKeychain::new(explicit(user.as_bytes(), flags)?, registry)),
         None => {
             let environment = environment();
             let settings = docker_config::Settings::default();
@@ -51,9 +54,9 @@ fn environment() -> Environment {
     }
 }
 
-fn explicit(user: &[u8], push: &Push) -> anyhow::Result<Credential> {
+fn explicit(user: &[u8], flags: &RegistryFlags) -> anyhow::Result<Credential> {
     let argument = parse_user(user)?;
-    if push.password_stdin {
+    if flags.password_stdin {
         let mut password = Zeroizing::new(Vec::new());
         io::stdin().lock().take(MAX_PASSWORD + 1).read_to_end(&mut password).context("--password-stdin")?;
         if password.len() as u64 > MAX_PASSWORD {

@@ -7,6 +7,7 @@ mod app;
 mod args;
 mod cli;
 mod commands;
+mod control;
 mod credentials;
 mod duration;
 mod internal_docs;
@@ -73,6 +74,7 @@ async fn dispatch(app: &App, command: Option<Command>) -> anyhow::Result<()> {
         Some(Command::Push(args)) => commands::push::run(app, args).await,
         Some(Command::RebuildDb) => commands::rebuild_db::run(app).await,
         Some(Command::Index(command)) => commands::index::run(app, command).await,
+        Some(Command::Auth(command)) => commands::auth::run(app, command).await,
         Some(Command::Ztoc(command)) => commands::ztoc::run(app, command).await,
         Some(Command::Prefetch(command)) => commands::prefetch::run(app, command).await,
         Some(Command::Version) => {

@@ -40,7 +40,7 @@ impl World {
         let containerd = Containerd::start(
             Programs::installed().unwrap(),
             &root.path().join("ctd"),
-            &Options { snapshotter, hosts: hosts.clone() },
+            &Options { snapshotter, hosts: hosts.clone(), sandbox_image: None },
         )
         .unwrap();
         let image = image();

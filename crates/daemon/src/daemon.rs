@@ -25,6 +25,7 @@ use crate::grpc::Service;
 use crate::lock::RootLock;
 use crate::metrics::Metrics;
 use crate::overlay;
+use crate::peers::TrustedOnly;
 use crate::proto::snapshots::snapshots_server::SnapshotsServer;
 use crate::serve::{self, Address};
 use crate::version;
@@ -118,9 +119,10 @@ impl Daemon {
             SnapshotsServer::new(Service(snapshotter.clone())).max_decoding_message_size(MAX_MESSAGE);
         let relay = pulls.zip(options.config.cri.as_deref()).map(|(store, backend)| {
             tracing::info!(backend = %backend.display(), "image calls are forwarded to containerd");
-            Relay::new(Arc::new(Backend::new(backend)), store)
+            Relay::new(Arc::new(Backend::new(backend)), store, options.metrics.clone())
         });
         let server = tonic::transport::Server::builder()
+            .layer(TrustedOnly)
             .max_concurrent_streams(MAX_CALLS)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)

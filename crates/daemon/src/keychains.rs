@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use soci_auth::explain::HostReport;
 use soci_auth::keychain::cri::CriStore;
 use soci_auth::keychain::docker_config::{self, DockerConfigKeychain};
 use soci_auth::{AuthBoard, Keychain, KeychainChain, Secret};
@@ -23,6 +24,33 @@ pub struct Keychains {
     pub chain: KeychainChain,
     /// What pulls leave their credentials in, where that option is on.
     pub pulls: Option<Arc<CriStore>>,
+    /// The synced secrets, where that option is on.
+    pub secrets: Option<Arc<SecretsKeychain>>,
+    /// The options that are off.
+    pub off: Vec<Off>,
+}
+
+/// An option that the configuration has off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Off {
+    /// Its place among all options.
+    pub place: usize,
+    /// Its name.
+    pub name: &'static str,
+    /// How it is put on.
+    pub how: &'static str,
+}
+
+/// All options in the order of the contract, and how those are put on that can be off.
+pub const OPTIONS: [(&str, &str); 3] = [
+    ("docker-config", ""),
+    ("cri", "it is off; [cri_keychain] enable_keychain = true puts it on"),
+    ("kubernetes-secrets", "it is off; [kubeconfig_keychain] enable_keychain = true puts it on"),
+];
+
+/// Adds the options that are off to a report, each in its place.
+pub fn show_off(report: &mut HostReport, off: &[Off]) {
+    off.iter().for_each(|off| report.insert_off(off.place, off.name, off.how));
 }
 
 /// Returns the options that `config` asks for. Reads the environment that `variable` returns; starts to sync secrets where
@@ -63,9 +91,12 @@ pub fn open(
     let options: [Option<Arc<dyn Keychain>>; 3] = [
         Some(Arc::new(docker)),
         pulls.clone().map(|pulls| pulls as Arc<dyn Keychain>),
-        secrets.map(|secrets| secrets as Arc<dyn Keychain>),
+        secrets.clone().map(|secrets| secrets as Arc<dyn Keychain>),
     ];
-    Keychains { chain: KeychainChain::new(options.into_iter().flatten().collect()), pulls }
+    let places = OPTIONS.iter().zip(&options).enumerate();
+    let off = places.filter(|(_, (_, option))| option.is_none());
+    let off = off.map(|(place, ((name, how), _))| Off { place, name, how }).collect();
+    Keychains { chain: KeychainChain::new(options.into_iter().flatten().collect()), pulls, secrets, off }
 }
 
 #[cfg(test)]
@@ -81,7 +112,11 @@ mod tests {
             (name == "HOME").then(|| home.path().as_os_str().to_owned())
         });
         assert_eq!(keychains.pulls.is_some(), config.cri.is_some());
-        keychains.chain.names()
+        let names = keychains.chain.names();
+        let mut all = names.clone();
+        keychains.off.iter().for_each(|off| all.insert(off.place, off.name));
+        assert_eq!(all, OPTIONS.map(|(name, _)| name));
+        names
     }
 
     #[tokio::test]

@@ -5,9 +5,11 @@
 
 pub mod args;
 pub mod config;
+pub mod control;
 mod cri;
 pub mod daemon;
 pub mod debug;
+pub mod dumps;
 pub mod grpc;
 pub mod internal_docs;
 pub mod keychains;
@@ -16,6 +18,7 @@ pub mod lock;
 pub mod logging;
 pub mod metrics;
 pub mod overlay;
+pub mod peers;
 pub mod probe;
 pub mod proto;
 pub mod registries;

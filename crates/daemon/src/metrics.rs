@@ -14,6 +14,7 @@ use soci_layer::{LayerMeter, MeterFactory};
 use soci_oci::Digest;
 use soci_snapshotter::Verdict;
 
+pub(crate) mod auth;
 pub mod document;
 mod files;
 mod layers;
@@ -47,6 +48,7 @@ struct Inner {
     /// How long registries took to answer requests for blobs: with content, and with another place.
     answers: Millis,
     redirects: Millis,
+    auth: auth::Numbers,
 }
 
 impl Metrics {
@@ -113,6 +115,7 @@ impl Metrics {
         for layer in living(&self.0.layers) {
             layer.collect(scrape);
         }
+        self.0.auth.collect(scrape);
         process(scrape);
     }
 }
@@ -171,24 +174,6 @@ impl soci_registry::Meters for Metrics {
 
     fn received(&self, bytes: usize) {
         self.0.received.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-}
-
-impl soci_auth::Meters for Metrics {
-    fn resolved(&self, option: &'static str, found: bool) {
-        self.add(&names::LOOKUPS, &[option, if found { "found" } else { "none" }], 1);
-    }
-
-    fn option_failed(&self, option: &'static str) {
-        self.add(&names::LOOKUPS, &[option, "failed"], 1);
-    }
-
-    fn rejected(&self, option: &'static str) {
-        self.add(&names::LOOKUPS, &[option, "refused"], 1);
-    }
-
-    fn token_fetched(&self, success: bool) {
-        self.add(&names::GRANTS, &[if success { "granted" } else { "failed" }], 1);
     }
 }
 

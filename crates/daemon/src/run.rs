@@ -16,13 +16,15 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{self, Args, Command, ConfigCommand};
 use crate::config::checked::{Debug, Listen};
 use crate::config::{self, Raw, dump};
+use crate::control::Knowledge;
 use crate::daemon::{Daemon, Options, Wiring};
 use crate::debug;
 use crate::keychains::{self, Keychains};
 use crate::live::Live;
+use crate::metrics::auth::Gauges;
 use crate::metrics::text::Scrape;
 use crate::metrics::{self, Metrics};
-use crate::{internal_docs, logging, overlay, registries, watchdog};
+use crate::{control, dumps, internal_docs, logging, overlay, registries, watchdog};
 
 /// How long threads that still work on the disk are waited for at the end.
 const LAST_WORK: std::time::Duration = std::time::Duration::from_millis(200);
@@ -55,6 +57,7 @@ fn print_config(args: &Args, which: ConfigCommand) -> anyhow::Result<()> {
 
 fn serve(args: &Args) -> anyhow::Result<()> {
     logging::install(args.log_level.parse().context("failed to prepare logger")?);
+    dumps::forbid();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         revision = args::revision(),
@@ -82,20 +85,24 @@ async fn until_signal(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let (listen, metrics) = (options.config.metrics.clone(), options.metrics.clone());
-    let inspected = options.config.debug.clone();
+    let (control, inspected) = (control::beside(&options.address), options.config.debug.clone());
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let start = async {
-        let mut live = None;
+        let mut wired = None;
         let daemon = Daemon::start(options, |options| {
-            let (layers, pulls) = layers(options)?;
-            live = Some(Arc::clone(&layers));
-            Ok(Wiring { provider: layers, pulls })
+            let Wired { live, pulls, .. } = wired.insert(layers(options)?);
+            Ok(Wiring { provider: Arc::clone(live) as _, pulls: pulls.clone() })
         })
         .await?;
-        if let Some(live) = live {
+        if let Some(Wired { live, knowledge, gauges, .. }) = wired {
+            // The daemon serves without it; only questions about it stay unanswered.
+            if let Err(error) = control::serve(&control, knowledge, stop.clone()) {
+                let error = soci_snapshotter::error::chain(&error);
+                tracing::warn!(error, "no control socket: soci auth explain --daemon will not work");
+            }
             serve_state(&inspected, Arc::clone(&live), stop.clone()).await?;
-            serve_metrics(&listen, metrics, live, stop).await?;
+            serve_metrics(&listen, metrics, live, gauges, stop).await?;
         }
         anyhow::Ok(daemon)
     };
@@ -124,15 +131,26 @@ async fn until_signal(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a daemon is made of that others ask, too.
+struct Wired {
+    live: Arc<Live>,
+    pulls: Option<Arc<CriStore>>,
+    knowledge: Knowledge,
+    gauges: Gauges,
+}
+
 /// Returns the layers that a daemon serves, and what pulls leave their credentials in.
-fn layers(options: &Options) -> anyhow::Result<(Arc<Live>, Option<Arc<CriStore>>)> {
+fn layers(options: &Options) -> anyhow::Result<Wired> {
     let Options { config, metrics, .. } = options;
     let board = Arc::new(AuthBoard::new());
-    let Keychains { chain, pulls } = keychains::open(config, &board, metrics, &|name| std::env::var_os(name));
+    let Keychains { chain, pulls, secrets, off } =
+        keychains::open(config, &board, metrics, &|name| std::env::var_os(name));
     let registry = registries::client(config, chain, Arc::clone(&board), metrics)?;
     let userxattr = overlay::in_user_namespace();
+    let knowledge = Knowledge { registry: registry.clone(), off };
     let live = Live::open(&options.root, config, userxattr, registry, board, metrics.clone())?;
-    Ok((live, pulls))
+    let gauges = Gauges { pulls: pulls.clone(), secrets };
+    Ok(Wired { live, pulls, knowledge, gauges })
 }
 
 /// Serves metrics where the configuration says so.
@@ -140,6 +158,7 @@ async fn serve_metrics(
     listen: &Option<Listen>,
     metrics: Metrics,
     live: Arc<Live>,
+    gauges: Gauges,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let Some(listen) = listen else { return Ok(()) };
@@ -147,6 +166,7 @@ async fn serve_metrics(
         let mut scrape = Scrape::default();
         metrics.collect(&mut scrape);
         live.collect(&mut scrape);
+        gauges.collect(&mut scrape);
         scrape.text()
     };
     let page =

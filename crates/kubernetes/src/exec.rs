@@ -132,6 +132,7 @@ pub(crate) async fn run(
     let mut process = tokio::process::Command::new(&command);
     process
         .args(exec.args.iter().flatten())
+        .env_remove("DOCKER_AUTH_CONFIG")
         .env("KUBERNETES_EXEC_INFO", request(exec, cluster, &version))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::error::Error;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
@@ -104,6 +104,16 @@ impl SecretsKeychain {
         self.synced.progress.borrow().clone()
     }
 
+    /// Returns for how long the secrets were not known to be what the API server has: zero while they are followed, else
+    /// since it was last heard of, or since the start.
+    pub fn behind(&self) -> Duration {
+        let progress = self.synced.progress.borrow();
+        match progress.complete && progress.trouble.is_none() {
+            true => Duration::ZERO,
+            false => progress.last_success.unwrap_or(self.started).elapsed(),
+        }
+    }
+
     /// Waits until the first sync ended, one way or the other, at most until [`Timing::first_sync`] after the start.
     ///
     /// [`Timing::first_sync`]: crate::settings::Timing::first_sync
@@ -136,6 +146,7 @@ impl SecretsKeychain {
                 format!("secret {}/{}", found.id.namespace, found.id.name),
                 found.credential.clone(),
             )
+            .aged(age(found.created))
         };
         let mut candidates: Vec<Candidate> = Vec::new();
         for candidate in found.iter().map(candidate) {
@@ -155,6 +166,12 @@ impl SecretsKeychain {
         findings.extend(self.synced.progress.borrow().trouble.clone().map(Finding));
         Lookup { candidates, findings }
     }
+}
+
+/// Returns for how long a secret has existed by this machine's clock.
+fn age(created: i64) -> Option<Duration> {
+    let created = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(created).ok()?))?;
+    SystemTime::now().duration_since(created).ok()
 }
 
 impl Drop for SecretsKeychain {
@@ -288,6 +305,15 @@ impl Synced {
         }
     }
 
+    /// The server sent a change: what was wrong is over.
+    pub(crate) fn heard(&self) {
+        *self.trouble.lock() = Trouble::default();
+        self.progress.send_if_modified(|progress| {
+            progress.last_success = Some(Instant::now());
+            progress.trouble.take().is_some()
+        });
+    }
+
     /// Something failed that will be tried again.
     pub(crate) fn failed(&self, server: &str, error: &dyn Error) {
         let mut text = format!("{server}: {error}");
@@ -327,6 +353,10 @@ impl Synced {
         }
         drop(trouble);
         self.progress.send_modify(|progress| {
+            if progress.complete && progress.trouble.is_none() {
+                // Until this moment it was followed.
+                progress.last_success = Some(Instant::now());
+            }
             progress.failed = true;
             progress.trouble = Some(text);
         });

@@ -47,6 +47,8 @@ pub(crate) struct Match {
     pub key: SecretKey,
     /// The credential.
     pub credential: Credential,
+    /// When the secret was created, in seconds since 1970.
+    pub created: i64,
 }
 
 /// The secrets of one cluster.
@@ -219,7 +221,8 @@ impl SecretStore {
                 continue;
             }
             let Some(entry) = held.payload.entries.iter().find(|entry| entry.key == *key) else { continue };
-            let candidate = Match { id: id.clone(), key: key.clone(), credential: entry.credential.clone() };
+            let (created, credential) = (held.created, entry.credential.clone());
+            let candidate = Match { id: id.clone(), key: key.clone(), credential, created };
             if !skip(&candidate) {
                 found.push(candidate);
                 if found.len() == limit {

@@ -159,8 +159,12 @@ async fn watch(
                     }
                     Event::Apply(object) => {
                         synced.apply(object, selection.kind);
+                        synced.heard();
                     }
-                    Event::Delete(object) => synced.delete(&object),
+                    Event::Delete(object) => {
+                        synced.delete(&object);
+                        synced.heard();
+                    }
                 }
             }
             Err(error) => {

@@ -13,6 +13,7 @@
 mod blob;
 mod client;
 mod error;
+mod explain;
 mod hosts;
 mod hosts_toml;
 mod link;

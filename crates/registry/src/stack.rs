@@ -116,16 +116,20 @@ impl Journey {
         if let Some(at) = self.attempts.iter().position(|(known, _)| known == origin) {
             return self.attempts.swap_remove(at).1;
         }
-        let scope = CredentialScope {
-            mirror: host.is_mirror(),
-            forward: host.credentials == MirrorCredentials::Forwarded,
-            ..CredentialScope::new(origin.clone(), session.image.clone())
-        };
-        session.inner.auth.attempt(scope, access.clone(), deadline)
+        session.inner.auth.attempt(scope(&session.image, host, origin), access.clone(), deadline)
     }
 
     fn put(&mut self, origin: Origin, attempt: AuthAttempt) {
         self.attempts.push((origin, attempt));
+    }
+}
+
+/// Returns whom a credential must belong to that is sent to `host` for `image`.
+pub(crate) fn scope(image: &ImageRef, host: &Host, origin: &Origin) -> CredentialScope {
+    CredentialScope {
+        mirror: host.is_mirror(),
+        forward: host.credentials == MirrorCredentials::Forwarded,
+        ..CredentialScope::new(origin.clone(), image.clone())
     }
 }
 

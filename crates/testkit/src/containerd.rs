@@ -82,6 +82,8 @@ pub struct Options {
     pub snapshotter: PathBuf,
     /// containerd's own trust and mirrors: a directory of `<host>/hosts.toml`.
     pub hosts: PathBuf,
+    /// The image that holds a pod's namespaces; containerd pulls it itself, without credentials, unless it is there.
+    pub sandbox_image: Option<String>,
 }
 
 /// A running containerd. Dropping it ends it and takes away what it mounted.
@@ -306,6 +308,8 @@ pub fn trust(hosts: &Path, registry: &str, ca_pem: &str) -> io::Result<()> {
 fn config_text(major: u32, directory: &Path, options: &Options) -> String {
     let at = |name: &str| format!("{:?}", directory.join(name));
     let (snapshotter, hosts) = (format!("{:?}", options.snapshotter), format!("{:?}", options.hosts));
+    // A machine that is a container itself may not lower its processes' scores for the out-of-memory killer.
+    let sandbox = options.sandbox_image.as_ref();
     let mut text = String::new();
     let disabled = [
         "io.containerd.snapshotter.v1.aufs",
@@ -343,19 +347,26 @@ fn config_text(major: u32, directory: &Path, options: &Options) -> String {
             text,
             "[plugins.\"io.containerd.cri.v1.images\"]\n  snapshotter = \"soci\"\n  \
              disable_snapshot_annotations = false\n  \
-             [plugins.\"io.containerd.cri.v1.images\".registry]\n    config_path = {hosts}\n\n\
+             [plugins.\"io.containerd.cri.v1.images\".registry]\n    config_path = {hosts}\n{sandbox}\n\
+             [plugins.\"io.containerd.cri.v1.runtime\"]\n  restrict_oom_score_adj = true\n  \
              [plugins.\"io.containerd.cri.v1.runtime\".cni]\n  {cni}\n\n{}\n{}",
             unpack("soci"),
             unpack("overlayfs"),
+            sandbox = sandbox.map_or_else(String::new, |image| {
+                let table = "plugins.\"io.containerd.cri.v1.images\".pinned_images";
+                format!("  [{table}]\n    sandbox = {image:?}\n")
+            }),
         );
     } else {
         let _ = write!(
             text,
             "[plugins.\"io.containerd.grpc.v1.cri\"]\n  stream_server_port = \"0\"\n  \
+             restrict_oom_score_adj = true\n{sandbox}  \
              [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n    snapshotter = \"soci\"\n    \
              disable_snapshot_annotations = false\n  \
              [plugins.\"io.containerd.grpc.v1.cri\".registry]\n    config_path = {hosts}\n\n\
              [plugins.\"io.containerd.grpc.v1.cri\".cni]\n  {cni}\n",
+            sandbox = sandbox.map_or_else(String::new, |image| format!("  sandbox_image = {image:?}\n")),
         );
     }
     text
@@ -367,7 +378,8 @@ mod tests {
 
     #[test]
     fn both_configurations_name_only_their_own_directory() {
-        let options = Options { snapshotter: "/d/s.sock".into(), hosts: "/d/certs.d".into() };
+        let options =
+            Options { snapshotter: "/d/s.sock".into(), hosts: "/d/certs.d".into(), sandbox_image: None };
         for major in [1, 2] {
             let text = config_text(major, Path::new("/d"), &options);
             assert!(text.contains("disable_snapshot_annotations = false"), "{text}");

@@ -1,4 +1,6 @@
-//! A client of the container runtime interface's image service, as the kubelet would be.
+//! A client of the container runtime interface, as the kubelet would be: images here, pods in [`runtime`].
+
+pub mod runtime;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -78,7 +80,10 @@ impl ImageService {
         let request = api::PullImageRequest {
             image: Some(spec(image)),
             auth,
-            sandbox_config: Some(api::PodSandboxConfig { metadata: Some(metadata) }),
+            sandbox_config: Some(api::PodSandboxConfig {
+                metadata: Some(metadata),
+                ..api::PodSandboxConfig::default()
+            }),
         };
         let mut client = self.client();
         Ok(self.0.runtime.block_on(client.pull_image(request))?.into_inner().image_ref)

@@ -112,6 +112,12 @@ pub fn single(seed: u64) -> Image {
     Image::new(vec![layer], Dialect::Oci, &["/probe", "echo", "hello"])
 }
 
+/// A small image that holds a pod's namespaces: it waits.
+pub fn pause() -> Image {
+    let layer = LayerBuilder::new().file("probe", &Attr::mode(0o755), PROBE).gzip();
+    Image::new(vec![layer], Dialect::Oci, &["/probe", "wait"])
+}
+
 /// Directories of [`odd`] whose times no topmost entry states.
 pub fn odd_timeless() -> BTreeSet<Vec<u8>> {
     ["", "implied", "implied/deeper", "home", "home/user", "names", "links"]

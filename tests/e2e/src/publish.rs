@@ -66,10 +66,24 @@ impl Stage {
     /// # Errors
     /// Where a tool fails.
     pub fn publish_v1(&self, image: &Image, repository: &str, tag: &str) -> Result<Published> {
+        self.publish_v1_with(image, repository, tag, &[])
+    }
+
+    /// The same with more flags of `soci create`.
+    ///
+    /// # Errors
+    /// Where a tool fails.
+    pub fn publish_v1_with(
+        &self,
+        image: &Image,
+        repository: &str,
+        tag: &str,
+        flags: &[&str],
+    ) -> Result<Published> {
         let published = self.publish(image, repository, tag);
         self.fetch(&published.reference)?;
-        let created =
-            self.soci(BUILD, &["create", "--min-layer-size", images::MIN_LAYER, &published.reference])?;
+        let words = [&["create", "--min-layer-size", images::MIN_LAYER], flags, &[&published.reference]];
+        let created = self.soci(BUILD, &words.concat())?;
         if !created.contains("-> ztoc") {
             bail!("soci create indexed no layer: {created}");
         }

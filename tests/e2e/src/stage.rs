@@ -44,12 +44,17 @@ pub struct StageOptions {
     pub more_trust: Vec<String>,
     /// Hosts beside the registry that the Docker config has the same login for.
     pub more_logins: Vec<String>,
-    /// Tables of the daemon's configuration, appended; `{containerd}` stands for containerd's socket.
+    /// Tables of the daemon's configuration, appended; `{containerd}` stands for containerd's socket, here and in the
+    /// head `{stage}` for the stage's directory.
     pub config: String,
     /// Keys of the daemon's configuration, before any table.
     pub config_head: String,
     /// The daemon's log level.
     pub log_level: String,
+    /// The image, below the registry, that containerd holds a pod's namespaces with.
+    pub sandbox_image: Option<String>,
+    /// Variables of the daemon's environment beside those of every stage; they come last.
+    pub env: Vec<(String, OsString)>,
 }
 
 impl StageOptions {
@@ -78,6 +83,8 @@ impl StageOptions {
             config: "[background_fetch]\ndisable = true\n".to_owned(),
             config_head: String::new(),
             log_level: "debug".to_owned(),
+            sandbox_image: None,
+            env: Vec::new(),
         })
     }
 }
@@ -141,24 +148,30 @@ impl Stage {
         std::fs::write(at.join("ca.pem"), trusted.join("\n"))?;
         let hosts = at.join("certs.d");
         trust(&hosts, &registry.host(), registry.ca_pem())?;
-        let login = options.credentials.then_some((USER, PASSWORD));
         let host = registry.host();
         let logins: Vec<&str> =
             std::iter::once(host.as_str()).chain(options.more_logins.iter().map(String::as_str)).collect();
-        write_docker_config(&at.join("docker"), &logins, login)?;
+        if options.credentials {
+            write_docker_config(&at.join("docker"), &logins, Some((USER, PASSWORD)))?;
+        }
         write_docker_config(&at.join("docker-cli"), &logins, Some((USER, PASSWORD)))?;
         let containerd_directory = at.join("c");
         let config = daemon_config(&options, &host, &containerd_directory.join("c.sock"));
+        let config = config.replace("{stage}", &at.display().to_string());
         let snapshotter = Snapshotter::start(
             &at.join("s"),
             snapshotter::Options {
                 program: options.binaries.path("soci-snapshotter-grpc"),
                 config,
-                env: vec![
-                    ("DOCKER_CONFIG".to_owned(), at.join("docker").into()),
-                    ("HOME".to_owned(), at.join("home").into()),
-                    ("SSL_CERT_FILE".to_owned(), at.join("ca.pem").into()),
-                ],
+                env: [
+                    vec![
+                        ("DOCKER_CONFIG".to_owned(), at.join("docker").into()),
+                        ("HOME".to_owned(), at.join("home").into()),
+                        ("SSL_CERT_FILE".to_owned(), at.join("ca.pem").into()),
+                    ],
+                    options.env.clone(),
+                ]
+                .concat(),
                 log_level: options.log_level.clone(),
             },
         )
@@ -166,7 +179,11 @@ impl Stage {
         let containerd = Containerd::start(
             options.containerd,
             &containerd_directory,
-            &containerd::Options { snapshotter: snapshotter.socket(), hosts },
+            &containerd::Options {
+                snapshotter: snapshotter.socket(),
+                hosts,
+                sandbox_image: options.sandbox_image.as_ref().map(|name| registry.image(name)),
+            },
         )
         .context("start containerd")?;
         Ok(Self {
@@ -217,6 +234,17 @@ impl Stage {
     /// Where the file cannot be written.
     pub fn set_login(&self, login: Option<(&str, &str)>) -> Result<()> {
         write_docker_config(&self.path().join("docker"), &[&self.registry.host()], login)
+    }
+
+    /// Returns what the daemon says of an image's credentials: `soci auth explain --daemon --json`.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn explain(&self, image: &str) -> Result<serde_json::Value> {
+        let control = self.snapshotter.socket().with_file_name("control.sock");
+        let control = control.to_str().context("a path is not UTF-8")?.to_owned();
+        let words = ["auth", "explain", "--daemon", "--json", "--control", &control, image];
+        Ok(serde_json::from_str(&self.soci("default", &words)?)?)
     }
 
     /// Returns the end of the daemon's log, for a message.

@@ -1,5 +1,7 @@
 //! Credentials from Kubernetes, with no Docker config anywhere: those that the kubelet's pulls carry, and pull secrets.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,7 +10,9 @@ use serde_json::json;
 use soci_e2e::publish::Published;
 use soci_e2e::pull::KUBELET;
 use soci_e2e::stage::{PASSWORD, USER};
-use soci_e2e::{Stage, StageOptions, images};
+use soci_e2e::{Stage, StageOptions, containerd2, images};
+use soci_testkit::containerd::Programs;
+use soci_testkit::cri::runtime::RuntimeService;
 use soci_testkit::cri::{self, ImageService};
 use soci_testkit::image::Dialect;
 use soci_testkit::kube_api::KubeApi;
@@ -17,14 +21,27 @@ use soci_testkit::{AuthMode, wait};
 const NEXT: &str = "n9-Rotated-Qz41";
 const LONG: Duration = Duration::from_secs(60);
 
-fn through_the_daemon(auth: AuthMode) -> Result<Stage> {
+fn options(auth: AuthMode) -> Result<StageOptions> {
     let mut options = StageOptions::new(auth)?;
     options.credentials = false;
     options.registry.tokens.ttl = Duration::from_secs(1);
     options
         .config
         .push_str("[cri_keychain]\nenable_keychain = true\nimage_service_path = \"{containerd}\"\n");
-    Stage::start(options)
+    Ok(options)
+}
+
+fn through_the_daemon(auth: AuthMode) -> Result<Stage> {
+    Stage::start(options(auth)?)
+}
+
+/// Returns what a Unix socket serves at `/metrics`.
+fn scrape(socket: &Path) -> Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn pull(stage: &Stage, published: &Published, password: &str) -> Result<String> {
@@ -58,6 +75,72 @@ fn a_pull_through_the_daemon_brings_its_own_login() -> Result<()> {
     );
     assert!(!log.contains(PASSWORD));
     Ok(())
+}
+
+/// With containerd 1.x where `programs` is none: the login comes with the pull alone, everything is read through lazy
+/// mounts, a pod runs on a private pause image, and removal by id leaves no credential behind.
+fn a_node(programs: Option<Programs>) -> Result<()> {
+    let mut options = options(AuthMode::Bearer)?;
+    if let Some(programs) = programs {
+        options.containerd = programs;
+    }
+    options.sandbox_image = Some("team/pause:1".to_owned());
+    options.config_head.push_str("metrics_network = \"unix\"\nmetrics_address = \"{stage}/m.sock\"\n");
+    let stage = Stage::start(options)?;
+    let pause = stage.publish(&images::pause(), "team/pause", "1");
+    let image = images::odd(Dialect::Oci);
+    let published = stage.publish_v1(&image, "team/odd", "1")?;
+    assert!(!stage.path().join("docker/config.json").exists(), "no Docker config anywhere");
+
+    let pause_id = pull(&stage, &pause, PASSWORD)?;
+    let id = pull(&stage, &published, PASSWORD)?;
+    assert_eq!(stage.lazy_layers()?, 2, "{}", stage.log_tail());
+    let differences = stage.differences(KUBELET, &published, &image, &images::odd_timeless())?;
+    assert!(differences.is_empty(), "lazy on the left, unpacked on the right:\n{}", differences.join("\n"));
+    let said = stage.explain(&published.reference)?;
+    let host = &said["hosts"][0];
+    assert_eq!(host["uses"], "cri", "{said:#}");
+    let used = &host["options"][1]["candidates"][0];
+    assert_eq!((&used["kind"], &used["username"]), (&json!("user name and password"), &json!(USER)));
+    assert!(used["accepted"]["status"].is_u64(), "{said:#}");
+    assert_eq!(host["options"][0]["standing"], "empty");
+    assert_eq!(host["options"][2]["standing"], "off");
+    assert!(!said.to_string().contains(PASSWORD));
+
+    let logs = stage.path().join("pods");
+    std::fs::create_dir_all(&logs)?;
+    let runtime = RuntimeService::connect(&stage.containerd.socket())?;
+    let pod = runtime.run_pod("soci-pod", &logs).context("RunPodSandbox")?;
+    let (code, printed) = pod.run("c", &published.reference, &["/probe", "echo", "from a pod"])?;
+    assert_eq!((code, printed.as_str()), (0, "from a pod\n"));
+    drop(pod);
+
+    let service = ImageService::connect(&stage.snapshotter.socket())?;
+    for id in [&id, &pause_id] {
+        service.remove(id)?;
+    }
+    let said = stage.explain(&published.reference)?;
+    assert_eq!(said["hosts"][0]["uses"], serde_json::Value::Null, "{said:#}");
+    let metrics = scrape(&stage.path().join("m.sock"))?;
+    for line in [
+        "soci_cri_credential_references 0",
+        "soci_cri_calls_total{method=\"PullImage\",code=\"ok\"} 2",
+        "soci_cri_calls_total{method=\"RemoveImage\",code=\"ok\"} 2",
+        "soci_cri_calls_in_flight 0",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} in\n{metrics}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_node_with_containerd_1_needs_nothing_but_the_pulls_login() -> Result<()> {
+    a_node(None)
+}
+
+#[test]
+fn a_node_with_containerd_2_needs_nothing_but_the_pulls_login() -> Result<()> {
+    a_node(Some(containerd2::programs()?))
 }
 
 #[test]

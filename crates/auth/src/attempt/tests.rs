@@ -130,7 +130,7 @@ impl Stack {
             let (status, headers, body) = self.registry.answer(header.as_ref());
             tokio::task::yield_now().await;
             if status == 200 {
-                attempt.accepted();
+                attempt.accepted(StatusCode::OK);
                 return Ok(());
             }
             let status = StatusCode::from_u16(status).unwrap();

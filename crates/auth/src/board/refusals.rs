@@ -64,6 +64,17 @@ impl Refusals {
         }
     }
 
+    pub(super) fn rests_until(
+        &self,
+        registry: &str,
+        repository: &str,
+        who: Fingerprint,
+        now: Instant,
+    ) -> Option<Instant> {
+        let refusal = self.0.get(&Key::new(registry, repository, who))?;
+        (now < refusal.until).then_some(refusal.until)
+    }
+
     pub(super) fn refuse(&mut self, registry: &str, repository: &str, who: Fingerprint, now: Instant) {
         if self.0.len() >= MAX_ENTRIES {
             self.make_room(now);

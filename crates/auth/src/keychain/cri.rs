@@ -18,6 +18,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use soci_oci::{ImageRef, RegistryName};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::docker_file::decode_auth;
@@ -143,6 +144,8 @@ struct Entry {
     server: Option<String>,
     sequence: u64,
     standing: Standing,
+    /// When a pull brought it last.
+    arrived: Instant,
 }
 
 /// Ordered from best to worst.
@@ -251,14 +254,16 @@ impl State {
         reference.used = sequence;
         if let Some(entry) = reference.entries.iter_mut().find(|entry| entry.fingerprint == fingerprint) {
             entry.server = server;
+            entry.arrived = Instant::now();
             if entry.standing == Standing::Demoted {
                 entry.standing = Standing::Pending;
                 entry.sequence = sequence;
             }
             return;
         }
-        let standing = Standing::Pending;
-        reference.entries.insert(0, Entry { credential, fingerprint, server, sequence, standing });
+        let (standing, arrived) = (Standing::Pending, Instant::now());
+        let entry = Entry { credential, fingerprint, server, sequence, standing, arrived };
+        reference.entries.insert(0, entry);
         if reference.entries.len() > PER_REFERENCE {
             // The worst goes: demoted before pending before confirmed, older before newer; never the one just put in.
             let worst = reference.entries.iter().enumerate().skip(1);
@@ -386,7 +391,8 @@ impl Entry {
 
     fn candidate(&self, key: &str) -> Candidate {
         let id = CandidateId { entry: format!("pull of {key}"), fingerprint: self.fingerprint };
-        Candidate { id, credential: self.credential.clone() }
+        let age = Some(self.arrived.elapsed());
+        Candidate { id, credential: self.credential.clone(), age }
     }
 }
 

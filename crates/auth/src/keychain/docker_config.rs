@@ -167,14 +167,20 @@ impl DockerConfigKeychain {
                 answer.map_err(|error| KeychainError(error.to_string()))?
             {
                 let finding = format!("{program} has an entry for {name}");
-                return Ok(Lookup::one(Candidate::new(program, credential), finding));
+                let age = self.helpers.age(suffix, name, generation);
+                return Ok(Lookup::one(Candidate::new(program, credential).aged(age), finding));
             }
         }
         Ok(Lookup::empty(format!("{program} has no entry for {server}")))
     }
 
     /// Looks where no process has to be started; nothing when a helper has to be asked.
-    fn look(&self, wanted: &Wanted, file: Option<&DockerFile>) -> Result<Look, KeychainError> {
+    fn look(
+        &self,
+        wanted: &Wanted,
+        file: Option<&DockerFile>,
+        age: Option<Duration>,
+    ) -> Result<Look, KeychainError> {
         let from_environment = self.environment.iter().flat_map(|file| wanted.sort(&file.auths));
         for (rank, value) in from_environment.filter(|(rank, _)| rank.is_plain()) {
             if let Ok(Some(credential)) = value {
@@ -195,7 +201,7 @@ impl DockerConfigKeychain {
         for (rank, value) in wanted.sort(&file.auths) {
             match value {
                 Ok(Some(credential)) => {
-                    let candidate = Candidate::new(format!("auths key {rank}"), credential.clone());
+                    let candidate = Candidate::new(format!("auths key {rank}"), credential.clone()).aged(age);
                     return Ok(Look::Told(Lookup::one(candidate, format!("{shown}: auths key {rank}"))));
                 }
                 Ok(None) => {}
@@ -238,12 +244,12 @@ impl Keychain for DockerConfigKeychain {
 
     async fn lookup(&self, scope: &CredentialScope, rejected: &Rejected) -> Result<Lookup, KeychainError> {
         let wanted = Wanted::new(scope);
-        if let Look::Told(lookup) = self.look(&wanted, None)? {
+        if let Look::Told(lookup) = self.look(&wanted, None, None)? {
             return Ok(lookup);
         }
         let loaded = self.load().await?;
         let file = loaded.content.as_deref().ok();
-        match self.look(&wanted, file)? {
+        match self.look(&wanted, file, loaded.age)? {
             Look::Told(lookup) => Ok(lookup),
             Look::Helper(suffix) => {
                 let file = file.unwrap_or(&EMPTY);
@@ -257,11 +263,11 @@ impl Keychain for DockerConfigKeychain {
 
     async fn peek(&self, scope: &CredentialScope) -> Option<Lookup> {
         let wanted = Wanted::new(scope);
-        if let Ok(Look::Told(lookup)) = self.look(&wanted, None) {
+        if let Ok(Look::Told(lookup)) = self.look(&wanted, None, None) {
             return Some(lookup);
         }
         let loaded = self.load().await.ok()?;
-        match self.look(&wanted, loaded.content.as_deref().ok()) {
+        match self.look(&wanted, loaded.content.as_deref().ok(), loaded.age) {
             Ok(Look::Told(lookup)) => Some(lookup),
             _ => None,
         }

@@ -44,9 +44,16 @@ const MAX_STDOUT: usize = 256 * 1024;
 const MAX_STDERR: usize = 8 * 1024;
 /// Where helpers are searched when `PATH` is not set.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What the service manager tells the daemon is not for its children.
-const SERVICE_MANAGER: [&str; 6] =
-    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"];
+/// What the service manager tells the daemon, and credentials for other registries, are not for its children.
+const NOT_INHERITED: [&str; 7] = [
+    "DOCKER_AUTH_CONFIG",
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+];
 const NOT_FOUND: &str = "credentials not found in native keychain";
 
 /// What a helper said.
@@ -204,6 +211,12 @@ impl Helpers {
         run.wait().await.unwrap_or(Err(HelperError { program, trouble: Trouble::Abandoned }))
     }
 
+    /// Returns how long ago the helper gave the answer that is remembered.
+    pub(crate) fn age(&self, suffix: &str, server: &str, generation: u64) -> Option<Duration> {
+        let key = Key { suffix: suffix.to_owned(), server: server.to_owned(), generation };
+        self.memos.lock().get(&key).map(|memo| memo.at.elapsed())
+    }
+
     fn remembered(&self, key: &Key, rejected: &Rejected) -> Remembered {
         let memos = self.memos.lock();
         let Some(memo) = memos.get(key) else { return Remembered::Nothing };
@@ -282,7 +295,7 @@ async fn run(environment: &HelperEnvironment, program: &str, server: &str) -> Re
     let file = file.ok_or(Trouble::NotInstalled)?;
     let mut command = Command::new(&file);
     command.arg("get").env("PATH", &path).process_group(0).kill_on_drop(true);
-    for ours in SERVICE_MANAGER {
+    for ours in NOT_INHERITED {
         command.env_remove(ours);
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

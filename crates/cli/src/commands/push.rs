@@ -7,8 +7,7 @@ use anyhow::{Context as _, bail};
 use soci_index::push::{ExistingIndex, PushOptions, newest};
 use soci_index::{Platforms, Stores};
 use soci_oci::ImageRef;
-use soci_registry::settings::{PlainHttp, TlsSettings, Verify};
-use soci_registry::{NoMeters, Registry, Settings};
+use soci_registry::{NoMeters, Registry};
 
 use crate::app::App;
 use crate::cli::Push;
@@ -24,8 +23,8 @@ pub(crate) async fn run(app: &App, mut args: Push) -> anyhow::Result<()> {
     let name = name.context("please provide an image reference to push")?;
     let options = options(app, &args)?;
     let reference: ImageRef = name.parse()?;
-    let auth = credentials::authenticator(&args, reference.registry())?;
-    let registry = Registry::new(settings(&args), auth, Arc::new(NoMeters))?;
+    let auth = credentials::authenticator(&args.registry, reference.registry())?;
+    let registry = Registry::new(args.registry.settings(), auth, Arc::new(NoMeters))?;
     let repository = registry.repository(&reference);
 
     let image = app.image(&name).await?;
@@ -75,20 +74,4 @@ fn options(app: &App, args: &Push) -> anyhow::Result<PushOptions> {
         uploads => usize::try_from(uploads).ok().and_then(NonZeroUsize::new).unwrap_or(UPLOADS),
     };
     Ok(PushOptions { existing, parallel, quiet: args.quiet })
-}
-
-fn settings(args: &Push) -> Settings {
-    let mut settings = Settings::default();
-    if args.plain_http {
-        settings.plain_http = PlainHttp::Always;
-    }
-    if !args.hosts_dir.is_empty() {
-        settings.hosts_dirs.clone_from(&args.hosts_dir);
-    }
-    settings.tls = TlsSettings {
-        ca: args.tlscacert.iter().cloned().collect(),
-        client: args.tlscert.clone().zip(args.tlskey.clone()),
-        verify: if args.skip_verify { Verify::Skip } else { Verify::Yes },
-    };
-    settings
 }

@@ -14,6 +14,8 @@ use soci_auth::keychain::cri::{CriStore, PullTicket};
 
 use super::backend::{Backend, RelayBody};
 use super::tap;
+use crate::metrics::Metrics;
+use crate::metrics::auth::Call;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -25,6 +27,7 @@ const MAX_MESSAGE: usize = 16 << 20;
 pub(crate) struct Relay {
     backend: Arc<Backend>,
     store: Arc<CriStore>,
+    metrics: Metrics,
 }
 
 /// What is to be done with the answer of a call.
@@ -35,9 +38,9 @@ enum Expect {
 }
 
 impl Relay {
-    /// Returns a relay to `backend` that teaches `store`.
-    pub(crate) fn new(backend: Arc<Backend>, store: Arc<CriStore>) -> Self {
-        Self { backend, store }
+    /// Returns a relay to `backend` that teaches `store` and counts in `metrics`.
+    pub(crate) fn new(backend: Arc<Backend>, store: Arc<CriStore>, metrics: Metrics) -> Self {
+        Self { backend, store, metrics }
     }
 
     /// Forwards one call; never fails as a service, since a failure is a gRPC status.
@@ -46,13 +49,21 @@ impl Relay {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+        let mut call = Call::begin(&self.metrics, method);
         match self.forward(request).await {
-            Ok(response) => response,
-            Err(status) => status.response(),
+            Ok(response) => response.map(|mut watched| {
+                watched.call = Some(call);
+                watched.boxed_unsync()
+            }),
+            Err(status) => {
+                call.end(Some(usize::from(status.code)));
+                status.response()
+            }
         }
     }
 
-    async fn forward<B>(&self, request: Request<B>) -> Result<Response<RelayBody>, Status>
+    async fn forward<B>(&self, request: Request<B>) -> Result<Response<Watched>, Status>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -96,16 +107,13 @@ impl Relay {
         let (mut parts, body) = response.into_parts();
         parts.headers = forwardable(parts.headers);
         // An answer without a body carries its status in the headers.
-        let body = match expect {
-            Expect::Nothing => body.map_err(Into::into).boxed_unsync(),
-            expect => Watched {
-                inner: body.map_err(Into::into).boxed_unsync(),
-                seen: BytesMut::new(),
-                status: parts.headers.get("grpc-status").cloned(),
-                expect,
-                store: self.store.clone(),
-            }
-            .boxed_unsync(),
+        let body = Watched {
+            inner: body.map_err(Into::into).boxed_unsync(),
+            seen: BytesMut::new(),
+            status: parts.headers.get("grpc-status").cloned(),
+            expect,
+            store: self.store.clone(),
+            call: None,
         };
         Ok(Response::from_parts(parts, body))
     }
@@ -227,6 +235,7 @@ struct Watched {
     status: Option<HeaderValue>,
     expect: Expect,
     store: Arc<CriStore>,
+    call: Option<Call>,
 }
 
 impl Body for Watched {
@@ -241,7 +250,9 @@ impl Body for Watched {
         let frame = std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
+                if let Some(data) = frame.data_ref()
+                    && !matches!(this.expect, Expect::Nothing)
+                {
                     // The answers of these two calls are tiny; of a larger one nothing is learnt.
                     if this.seen.len() + data.len() <= 64 << 10 {
                         this.seen.extend_from_slice(data);
@@ -270,7 +281,11 @@ impl Body for Watched {
 impl Watched {
     /// Tells the store how the call ended. A call that is dropped before its status came counts as failed.
     fn settle(&mut self) {
-        let succeeded = self.status.as_ref().is_some_and(|status| status == "0");
+        let code = self.status.as_ref().and_then(|status| status.to_str().ok()?.parse::<usize>().ok());
+        if let (Some(call), Some(code)) = (&mut self.call, code) {
+            call.end(Some(code));
+        }
+        let succeeded = code == Some(0);
         match std::mem::replace(&mut self.expect, Expect::Nothing) {
             Expect::Pulled(Some(ticket)) if succeeded => {
                 ticket.confirm(tap::pulled(&self.seen.split().freeze()))

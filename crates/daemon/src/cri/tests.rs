@@ -22,6 +22,7 @@ use tokio::sync::Barrier;
 
 use super::backend::RelayBody;
 use super::{Backend, Relay};
+use crate::metrics::Metrics;
 
 type Answer = Pin<Box<dyn Future<Output = Response<RelayBody>> + Send>>;
 type Script = Arc<dyn Fn(Request<Incoming>) -> Answer + Send + Sync>;
@@ -73,7 +74,7 @@ fn rig() -> Rig {
     let path = dir.path().join("containerd.sock");
     let store = CriStore::new(Arc::new(AuthBoard::new()));
     let backend = Arc::new(Backend::new(&path));
-    let relay = Relay::new(backend, store.clone());
+    let relay = Relay::new(backend, store.clone(), Metrics::default());
     Rig { _dir: dir, path, store, relay }
 }
 

@@ -39,6 +39,24 @@ families! {
         "Lookups of registry logins, by option and outcome.";
     GRANTS = "soci_auth_grants_total" Counter ["outcome"]
         "Grants asked of registries' authorization services.";
+    REJECTIONS = "soci_auth_rejections_total" Counter ["option"]
+        "Credentials that a registry or its authorization service refused, by the option they came from.";
+    DENIALS = "soci_auth_denials_total" Counter ["option", "reason"]
+        "Requests that got no further for lack of access, by the option that was asked last and the reason.";
+    HELPERS = "soci_auth_helper_duration_milliseconds" Histogram ["outcome"]
+        "Runs of credential helpers, in milliseconds.";
+    PULLS = "soci_cri_credential_references" Gauge []
+        "Image references with a credential from the kubelet's pulls.";
+    CALLS = "soci_cri_calls_total" Counter ["method", "code"]
+        "Image calls that were forwarded to containerd, by gRPC code.";
+    CALL_TIME = "soci_cri_call_duration_microseconds" Histogram ["method"]
+        "Image calls from first byte to last, containerd's share included, in microseconds.";
+    CALLS_IN_FLIGHT = "soci_cri_calls_in_flight" Gauge []
+        "Image calls under way.";
+    SECRETS = "soci_kubernetes_secrets" Gauge []
+        "Pull secrets that are synced.";
+    BEHIND = "soci_kubernetes_seconds_since_sync" Gauge []
+        "Seconds since pull secrets were last known to be what the API server has; 0 while they are.";
     REQUESTS = "soci_registry_requests_total" Counter ["operation", "status"]
         "Requests to registries, by class of status.";
     RECEIVED = "soci_registry_received_bytes_total" Counter []

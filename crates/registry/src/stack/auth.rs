@@ -63,7 +63,7 @@ pub(crate) async fn send(
         origin: hop.origin.clone(),
         identity: Arc::clone(&host.identity),
         dial_timeout: host.dial_timeout,
-        deadline: until(TOKEN_TIMEOUT, context.deadline),
+        deadline: Some(context.deadline),
     });
     loop {
         let mut headers = hop.headers.clone();
@@ -88,7 +88,7 @@ pub(crate) async fn send(
             401 | 403 => {}
             400..=599 => return Ok(answer),
             _ => {
-                attempt.accepted();
+                attempt.accepted(status);
                 return Ok(answer);
             }
         }
@@ -156,7 +156,8 @@ struct HostTokens {
     origin: Origin,
     identity: Arc<TlsIdentity>,
     dial_timeout: Option<Duration>,
-    deadline: Instant,
+    /// Of the request on whose behalf tokens are asked for, if it still is on its behalf.
+    deadline: Option<Instant>,
 }
 
 impl HostTokens {
@@ -165,6 +166,8 @@ impl HostTokens {
             request.uri().to_string().parse().map_err(|_| "the realm is no address".to_owned())?;
         let first = Origin::of_url(&url).ok_or("the realm is neither http nor https")?;
         let shown = || format!("token endpoint {first}");
+        let latest = Instant::now() + TOKEN_TIMEOUT;
+        let deadline = self.deadline.map_or(latest, |deadline| deadline.min(latest));
         let same_host = policy::is_same_host(&self.origin, &url);
         if !same_host && let Some(address) = first.address() {
             policy::check_address(&self.origin, address).map_err(|error| error.to_string())?;
@@ -184,7 +187,7 @@ impl HostTokens {
                 headers: request.headers().clone(),
                 body: (!request.body().is_empty()).then(|| request.body().clone()),
             };
-            let patience = Patience { head: self.deadline };
+            let patience = Patience { head: deadline };
             let response = self
                 .inner
                 .transport
@@ -205,36 +208,49 @@ impl HostTokens {
                 url = target;
                 continue;
             }
-            return self.collect(response).await.map_err(|message| format!("{}: {message}", shown()));
+            return collect(response, deadline).await.map_err(|message| format!("{}: {message}", shown()));
         }
         Err(format!("{}: redirects more than {MAX_TOKEN_HOPS} times", shown()))
     }
+}
 
-    async fn collect(&self, mut response: reqwest::Response) -> Result<http::Response<Bytes>, String> {
-        let mut head = http::Response::new(Bytes::new());
-        *head.status_mut() = response.status();
-        *head.headers_mut() = response.headers().clone();
-        let mut body = BytesMut::new();
-        loop {
-            let chunk = tokio::time::timeout_at(self.deadline.into(), response.chunk())
-                .await
-                .map_err(|_| "no answer in time".to_owned())?
-                .map_err(|error| Failure::of_reqwest(error).to_string())?;
-            let Some(chunk) = chunk else { break };
-            if body.len() + chunk.len() > MAX_ANSWER {
-                return Err(format!("the answer is longer than {MAX_ANSWER} bytes"));
-            }
-            body.extend_from_slice(&chunk);
+async fn collect(
+    mut response: reqwest::Response,
+    deadline: Instant,
+) -> Result<http::Response<Bytes>, String> {
+    let mut head = http::Response::new(Bytes::new());
+    *head.status_mut() = response.status();
+    *head.headers_mut() = response.headers().clone();
+    let mut body = BytesMut::new();
+    loop {
+        let chunk = tokio::time::timeout_at(deadline.into(), response.chunk())
+            .await
+            .map_err(|_| "no answer in time".to_owned())?
+            .map_err(|error| Failure::of_reqwest(error).to_string())?;
+        let Some(chunk) = chunk else { break };
+        if body.len() + chunk.len() > MAX_ANSWER {
+            return Err(format!("the answer is longer than {MAX_ANSWER} bytes"));
         }
-        *head.body_mut() = body.freeze();
-        Ok(head)
+        body.extend_from_slice(&chunk);
     }
+    *head.body_mut() = body.freeze();
+    Ok(head)
 }
 
 #[async_trait]
 impl TokenHttp for HostTokens {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Bytes>, TokenHttpError> {
         self.exchange(&request).await.map_err(TokenHttpError)
+    }
+
+    fn detached(self: Arc<Self>) -> Option<Arc<dyn TokenHttp>> {
+        Some(Arc::new(Self {
+            inner: Arc::clone(&self.inner),
+            origin: self.origin.clone(),
+            identity: Arc::clone(&self.identity),
+            dial_timeout: self.dial_timeout,
+            deadline: None,
+        }))
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -28,6 +28,8 @@ pub(super) struct ConfigFile {
 struct State {
     seen: Seen,
     good: Option<Arc<DockerFile>>,
+    /// When the file of that reading was written.
+    written: Option<SystemTime>,
     failing_since: Option<Instant>,
     generation: u64,
     warned_of_mode: bool,
@@ -49,6 +51,8 @@ pub(super) struct Loaded {
     pub(super) content: Result<Arc<DockerFile>, String>,
     /// Counts readings with another content.
     pub(super) generation: u64,
+    /// How old the file is that was read; nothing when it is missing.
+    pub(super) age: Option<Duration>,
     /// Whether the file changed since the last look.
     pub(super) changed: bool,
     /// What an operator should know, once.
@@ -70,10 +74,14 @@ impl ConfigFile {
         let mut notices = Vec::new();
         let Some(path) = &self.path else {
             let content = Ok(Arc::clone(state.good.get_or_insert_default()));
-            return Loaded { content, generation: 0, changed: false, notices };
+            return Loaded { content, generation: 0, age: None, changed: false, notices };
         };
+        let mut written = None;
         let seen = match std::fs::metadata(path) {
-            Ok(metadata) => Ok(look_of(&metadata)),
+            Ok(metadata) => {
+                written = metadata.modified().ok();
+                Ok(look_of(&metadata))
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Seen::Missing),
             Err(error) => Err(error.kind().to_string()),
         };
@@ -83,6 +91,7 @@ impl ConfigFile {
             return Loaded {
                 content: Ok(Arc::clone(good)),
                 generation: state.generation,
+                age: age(state.written),
                 changed: false,
                 notices,
             };
@@ -98,9 +107,11 @@ impl ConfigFile {
                 let file = Arc::new(file);
                 state.seen = seen;
                 state.good = Some(Arc::clone(&file));
+                state.written = written;
                 state.failing_since = None;
                 state.generation += 1;
-                Loaded { content: Ok(file), generation: state.generation, changed, notices }
+                let (generation, age) = (state.generation, age(written));
+                Loaded { content: Ok(file), generation, age, changed, notices }
             }
             Err(error) => {
                 let now = Instant::now();
@@ -109,10 +120,16 @@ impl ConfigFile {
                     Some(good) if now < since + GRACE => Ok(Arc::clone(good)),
                     _ => Err(format!("{}: {error}", path.display())),
                 };
-                Loaded { content, generation: state.generation, changed: false, notices }
+                let (generation, age) = (state.generation, age(state.written));
+                Loaded { content, generation, age, changed: false, notices }
             }
         }
     }
+}
+
+/// Nothing where the clock was set back since.
+fn age(written: Option<SystemTime>) -> Option<Duration> {
+    SystemTime::now().duration_since(written?).ok()
 }
 
 fn look_of(metadata: &std::fs::Metadata) -> Seen {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::config::DEFAULT_PATH;
+use crate::doctor::DoctorArgs;
 use crate::internal_docs::Document;
 use crate::serve::DEFAULT_ADDRESS;
 
@@ -38,6 +39,8 @@ pub enum Command {
     /// Print the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Say what keeps images from being lazy on this node, and how to change it.
+    Doctor(DoctorArgs),
     /// Documents that the program writes about itself.
     #[command(subcommand, hide = true)]
     InternalDocs(Document),

@@ -9,6 +9,7 @@ pub mod control;
 mod cri;
 pub mod daemon;
 pub mod debug;
+pub mod doctor;
 pub mod dumps;
 pub mod grpc;
 pub mod internal_docs;

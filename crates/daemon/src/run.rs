@@ -24,7 +24,7 @@ use crate::live::Live;
 use crate::metrics::auth::Gauges;
 use crate::metrics::text::Scrape;
 use crate::metrics::{self, Metrics};
-use crate::{control, dumps, internal_docs, logging, overlay, registries, watchdog};
+use crate::{control, doctor, dumps, internal_docs, logging, overlay, registries, watchdog};
 
 /// How long threads that still work on the disk are waited for at the end.
 const LAST_WORK: std::time::Duration = std::time::Duration::from_millis(200);
@@ -35,10 +35,15 @@ pub fn main() -> ExitCode {
     let result = match &args.command {
         Some(Command::Config(which)) => print_config(&args, *which),
         Some(Command::InternalDocs(document)) => internal_docs::write(document),
+        Some(Command::Doctor(wanted)) => return end(doctor::run(&args, wanted)),
         None => serve(&args),
     };
+    end(result.map(|()| ExitCode::SUCCESS))
+}
+
+fn end(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             logging::fatal(&format!("{error:#}"));
             ExitCode::FAILURE

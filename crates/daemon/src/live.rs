@@ -313,6 +313,15 @@ impl LayerProvider for Live {
         self.try_restore(record, at).await.map_err(|message| RestoreError { message })
     }
 
+    fn starting(&self, at: &SnapshotDir) {
+        let mounted = self.mounts.lock().get(&at.id()).cloned();
+        if let Some(mounted) = mounted
+            && let Some(reader) = mounted.reader()
+        {
+            reader.expect(mounted.fs().tree().startup_files());
+        }
+    }
+
     fn at_hand(&self, record: &MountRecord) -> bool {
         self.has_all_of(record)
     }

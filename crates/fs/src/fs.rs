@@ -169,6 +169,14 @@ impl LayerFs {
     }
 
     pub(crate) fn meter(&self, operation: Operation, begun: Instant, bytes: u64, failed: bool) {
+        tracing::trace!(
+            layer = self.options.layer,
+            ?operation,
+            elapsed_us = begun.elapsed().as_micros(),
+            bytes,
+            failed,
+            "served"
+        );
         if let Some(meter) = &self.options.meter {
             meter.operation(operation, begun.elapsed(), bytes, failed);
         }

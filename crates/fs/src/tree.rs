@@ -25,21 +25,6 @@ impl NodeIndex {
     }
 }
 
-/// Attributes of a directory that has no entry of its own in the layer.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct DirAttr {
-    /// Permission bits with setuid, setgid and sticky.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Time of last change in seconds and nanoseconds since 1970.
-    pub mtime: (i64, u32),
-    /// Extended attributes by full name.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
 /// What a node is, with what only that kind has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Body {

@@ -4,12 +4,16 @@
 //! size go back to a free list when the last slice of them is dropped. The list keeps a bounded number of bytes; what is
 //! beyond goes back to the system. Content of an earlier use is still in a buffer when it is handed out: whoever takes
 //! one writes every byte that it lets others see.
+//!
+//! Each buffer is an anonymous map of its own. An allocator that gets megabytes back keeps them (glibc raises its
+//! threshold for maps with the first that is freed), and the memory of a daemon would be what its busiest second took.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use memmap2::MmapMut;
 use parking_lot::Mutex;
 
 /// Sizes are rounded up to this, so that spans of nearly equal size share buffers.
@@ -24,8 +28,50 @@ pub(crate) struct Buffers {
 
 #[derive(Default)]
 struct Free {
-    list: Vec<Box<[u8]>>,
+    list: Vec<Memory>,
     bytes: usize,
+}
+
+/// Memory of a buffer.
+enum Memory {
+    Mapped(MmapMut),
+    /// Where the system has no more maps to give: a process may have 65,530.
+    Allocated(Box<[u8]>),
+}
+
+impl Memory {
+    fn new(len: usize) -> Self {
+        match MmapMut::map_anon(len) {
+            Ok(map) => Self::Mapped(map),
+            Err(_) => Self::Allocated(vec![0; len].into_boxed_slice()),
+        }
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::Allocated(Box::default())
+    }
+}
+
+impl Deref for Memory {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Allocated(bytes) => bytes,
+        }
+    }
+}
+
+impl DerefMut for Memory {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Allocated(bytes) => bytes,
+        }
+    }
 }
 
 impl Buffers {
@@ -53,7 +99,7 @@ impl Buffers {
             }
             None => {
                 drop(free);
-                vec![0; wanted].into_boxed_slice()
+                Memory::new(wanted)
             }
         };
         Buffer { bytes, len, home: Arc::clone(self) }
@@ -61,8 +107,8 @@ impl Buffers {
 
     /// Gives every free buffer back to the system.
     pub(crate) fn trim(&self) {
-        let list = std::mem::take(&mut *self.free.lock()).list;
-        drop(list);
+        let free = std::mem::take(&mut *self.free.lock());
+        drop(free);
     }
 
     /// Returns how many bytes the list holds.
@@ -70,11 +116,15 @@ impl Buffers {
         self.free.lock().bytes
     }
 
-    fn give_back(&self, bytes: Box<[u8]>) {
+    fn give_back(&self, bytes: Memory) {
         let mut free = self.free.lock();
         if free.bytes + bytes.len() <= self.keep {
             free.bytes += bytes.len();
             free.list.push(bytes);
+        } else {
+            // Unmapping takes a while.
+            drop(free);
+            drop(bytes);
         }
     }
 }
@@ -87,7 +137,7 @@ impl fmt::Debug for Buffers {
 
 /// A buffer on loan; goes back when dropped.
 pub(crate) struct Buffer {
-    bytes: Box<[u8]>,
+    bytes: Memory,
     len: usize,
     home: Arc<Buffers>,
 }
@@ -96,6 +146,12 @@ impl Buffer {
     /// Returns the buffer as bytes that can be sliced and shared; it goes back when the last slice is dropped.
     pub(crate) fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} bytes)", self.len)
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use soci_oci::{Digest, FetchClass, FetchContext};
+use soci_oci::{Digest, FetchClass, FetchContext, Priority};
 use soci_ztoc::{SpanId, SpanTable};
 use tokio_util::sync::CancellationToken;
 
@@ -132,19 +132,25 @@ impl LayerCore {
     }
 
     /// Takes note of a read. Returns the permits for what a sequential reader will need next.
-    pub(crate) fn note(&self, access: Access, first: SpanId) -> Vec<FetchPermit> {
+    pub(crate) fn note(self: &Arc<Self>, access: Access, first: SpanId) -> Vec<FetchPermit> {
         self.touched.lock().note(first, access.last, |span| self.compressed_len(span));
         let next = self.ahead.lock().note(access, self.spans.len(), self.shared.settings.read_ahead);
-        next.filter(|span| *span > first.0)
-            .filter_map(|span| {
-                let span = SpanId(span);
-                let permit = self.bring(span, SpanForm::Plain, FetchClass::ReadAhead);
-                if permit.is_none() {
-                    self.shared.cache.will_need(&self.key(span, SpanForm::Plain));
-                }
-                permit
-            })
-            .collect()
+        let mut permits = Vec::new();
+        let mut cached = Vec::new();
+        for span in next.filter(|span| *span > first.0).map(SpanId) {
+            match self.bring(span, SpanForm::Plain, FetchClass::ReadAhead) {
+                Some(permit) => permits.push(permit),
+                None => cached.push(self.key(span, SpanForm::Plain)),
+            }
+        }
+        cached.retain(|key| self.shared.cache.contains(key));
+        if !cached.is_empty() {
+            // Asking the kernel takes a millisecond a span, which the reader need not wait for.
+            let shared = Arc::clone(&self.shared);
+            let work = move || cached.iter().for_each(|key| shared.cache.will_need(key));
+            self.shared.workers.submit(Priority::new(FetchClass::ReadAhead), work);
+        }
+        permits
     }
 
     /// Sets work on `permits` going.

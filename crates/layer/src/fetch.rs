@@ -38,7 +38,7 @@ pub(crate) fn lead(core: &Arc<LayerCore>, mut permits: Vec<FetchPermit>) {
         let task = Arc::clone(&core);
         core.shared.handle.spawn(async move {
             let grant = acquire(&task, &permit).await;
-            finish::submit(&task, Arrived { permit, grant, pieces: Vec::new(), origin: Origin::Cache });
+            finish::submit(&task, Arrived { permit, grant, bytes: Bytes::new(), origin: Origin::Cache });
         });
     }
     for range in join(core, missing, core.shared.settings.max_range) {
@@ -114,12 +114,22 @@ async fn run(
     let context = core.context(class);
     permits.iter().for_each(|permit| permit.part_of(&context.priority));
     let urgent = (class > FetchClass::Background).then(|| core.shared.demand.enter());
+    let (begun, first, count) = (Instant::now(), permits.front().map(|permit| permit.id().0), permits.len());
     let mut range = Range { core, permits, context, avoid };
     let done = tokio::select! {
         () = core.closed.cancelled() => Ok(()),
         done = range.fetch() => done,
     };
     drop(urgent);
+    tracing::debug!(
+        ztoc = %core.ztoc.short(),
+        first,
+        spans = count,
+        missing = range.permits.len(),
+        class = ?class,
+        elapsed_us = begun.elapsed().as_micros(),
+        "fetched a range of spans"
+    );
     let Err(error) = done else { return Ok(()) };
     let mut last = None;
     for permit in range.permits.drain(..) {
@@ -207,27 +217,32 @@ impl Range<'_> {
             None => return Ok(()),
         };
         // The last byte that was taken: the next span may start with it.
-        let mut tail = Bytes::new();
+        let mut tail = 0;
         while let Some(permit) = self.permits.front() {
             let id = permit.id();
             let grant = acquire(&core, permit).await;
             let wanted = core.spans.compressed(id);
-            let mut pieces = Vec::new();
+            let len = usize::try_from(core.compressed_len(id))
+                .map_err(|_| FetchError::new(FetchErrorKind::Local, "a span does not fit into memory"))?;
+            // Bytes are copied out of the connection's buffers, which it then uses again; holding pieces of them would
+            // cost memory that no budget knows of.
+            let mut span = core.shared.buffers.take(len);
+            let mut room = &mut span[..];
             if wanted.start.0 < position {
-                pieces.push(tail.clone());
+                fill(&mut room, &[tail]);
             }
-            while position < wanted.end.0 {
+            while !room.is_empty() {
                 if rest.is_empty() {
                     rest = self.next(&mut stream).await?;
                 }
-                let len = usize::try_from(wanted.end.0 - position).unwrap_or(usize::MAX).min(rest.len());
-                let piece = rest.split_to(len);
+                let len = fill(&mut room, &rest);
                 position += len as u64;
-                tail = piece.slice(len.saturating_sub(1)..);
-                pieces.push(piece);
+                tail = rest[len - 1];
+                rest.advance(len);
             }
             if let Some(permit) = self.permits.pop_front() {
-                finish::submit(&core, Arrived { permit, grant, pieces, origin: self.origin(source) });
+                let arrived = Arrived { permit, grant, bytes: span.freeze(), origin: self.origin(source) };
+                finish::submit(&core, arrived);
             }
         }
         Ok(())
@@ -268,6 +283,15 @@ impl Range<'_> {
             }
         }
     }
+}
+
+/// Moves the beginning of `from` to the front of `room`, which is what is left then. Returns how many bytes.
+fn fill(room: &mut &mut [u8], from: &[u8]) -> usize {
+    let len = room.len().min(from.len());
+    let (front, rest) = std::mem::take(room).split_at_mut(len);
+    front.copy_from_slice(&from[..len]);
+    *room = rest;
+    len
 }
 
 /// Bounds `work`, whatever the source makes of its deadline.

@@ -39,8 +39,8 @@ pub(crate) struct Arrived {
     pub(crate) permit: FetchPermit,
     /// The span's share of the byte budget, held until it is stored.
     pub(crate) grant: Grant,
-    /// The compressed bytes, one piece after another; none when they are in the cache.
-    pub(crate) pieces: Vec<Bytes>,
+    /// The compressed bytes; none when they are in the cache.
+    pub(crate) bytes: Bytes,
     pub(crate) origin: Origin,
 }
 
@@ -52,11 +52,11 @@ pub(crate) fn submit(core: &Arc<LayerCore>, arrived: Arrived) {
 }
 
 fn work(core: &Arc<LayerCore>, arrived: Arrived) {
-    let Arrived { mut permit, grant, mut pieces, origin } = arrived;
+    let Arrived { mut permit, grant, bytes: mut compressed, origin } = arrived;
     let id = permit.id();
     match origin {
         Origin::Cache => match core.shared.cache.read_all(&core.key(id, SpanForm::Compressed)) {
-            Some(bytes) => pieces = vec![bytes],
+            Some(bytes) => compressed = bytes,
             // It was evicted or damaged meanwhile.
             None => {
                 drop(grant);
@@ -64,16 +64,16 @@ fn work(core: &Arc<LayerCore>, arrived: Arrived) {
             }
         },
         Origin::Source(source) | Origin::Fresh(source) => {
-            if !verify::is_genuine(&core.spans, id, &pieces) {
+            if !verify::is_genuine(&core.spans, id, &compressed) {
                 core.meter.count(Event::Mismatches, 1);
-                drop((grant, pieces));
+                drop((grant, compressed));
                 return mismatch(core, permit, origin, source);
             }
             let class = permit.priority().class();
             core.meter.count(Event::SpansFetched(class), 1);
             core.meter.count(Event::BytesFetched(class), core.compressed_len(id));
             if permit.want() == SpanForm::Compressed {
-                store(core, id, SpanForm::Compressed, &pieces, class);
+                store(core, id, SpanForm::Compressed, &compressed, class);
                 match permit.stored() {
                     Some(wanted) => permit = wanted,
                     None => return,
@@ -81,16 +81,16 @@ fn work(core: &Arc<LayerCore>, arrived: Arrived) {
             }
         }
     }
-    match inflate(core, &permit, &pieces) {
+    match inflate(core, &permit, &compressed) {
         Ok(bytes) => {
-            drop(pieces);
+            drop(compressed);
             let class = permit.priority().class();
             // Whom the next read of this span comes from finds it in memory; what was read ahead is found on disk.
             if class == FetchClass::OnDemand {
                 core.shared.recent.insert(core.id, id, bytes.clone());
             }
             permit.whole(&bytes);
-            if store(core, id, SpanForm::Plain, std::slice::from_ref(&bytes), class) {
+            if store(core, id, SpanForm::Plain, &bytes, class) {
                 let compressed = core.key(id, SpanForm::Compressed);
                 if core.shared.cache.contains(&compressed) {
                     core.shared.cache.remove(&compressed);
@@ -101,7 +101,7 @@ fn work(core: &Arc<LayerCore>, arrived: Arrived) {
         }
         Err(error) if matches!(origin, Origin::Cache) && error.kind() == ReadErrorKind::Integrity => {
             core.shared.cache.remove(&core.key(id, SpanForm::Compressed));
-            drop((grant, pieces));
+            drop((grant, compressed));
             fetch::anew(core, permit);
         }
         Err(error) => {
@@ -128,7 +128,7 @@ fn mismatch(core: &Arc<LayerCore>, permit: FetchPermit, origin: Origin, source: 
     permit.fail(&ReadError::new(ReadErrorKind::Integrity, message));
 }
 
-fn inflate(core: &LayerCore, permit: &FetchPermit, pieces: &[Bytes]) -> Result<Bytes, ReadError> {
+fn inflate(core: &LayerCore, permit: &FetchPermit, compressed: &[u8]) -> Result<Bytes, ReadError> {
     let id = permit.id();
     let wrong =
         |error| ReadError::because(ReadErrorKind::Integrity, format!("inflating {}", core.name(id)), error);
@@ -138,7 +138,7 @@ fn inflate(core: &LayerCore, permit: &FetchPermit, pieces: &[Bytes]) -> Result<B
     })?;
     let mut out = core.shared.buffers.take(len);
     let mut inflater = SpanInflate::new(&core.spans, id, &window).map_err(wrong)?;
-    for step in pieces.iter().flat_map(|piece| piece.chunks(STEP)) {
+    for step in compressed.chunks(STEP) {
         let valid = inflater.feed(step, &mut out).map_err(wrong)?;
         permit.serve(&out[..valid.min(len)]);
     }
@@ -147,9 +147,9 @@ fn inflate(core: &LayerCore, permit: &FetchPermit, pieces: &[Bytes]) -> Result<B
 }
 
 /// Stores a span. Returns whether it is in the cache; when not, whoever waits was served or is served from memory.
-fn store(core: &LayerCore, id: SpanId, form: SpanForm, parts: &[Bytes], class: FetchClass) -> bool {
+fn store(core: &LayerCore, id: SpanId, form: SpanForm, bytes: &[u8], class: FetchClass) -> bool {
     let open = || !core.closed.is_cancelled();
-    match core.shared.cache.put(&core.key(id, form), parts, class, open) {
+    match core.shared.cache.put(&core.key(id, form), bytes, class, open) {
         Ok(Stored::Yes) => {
             core.failing.store(false, Ordering::Relaxed);
             return true;

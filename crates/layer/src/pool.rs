@@ -87,7 +87,7 @@ impl LayerPool {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn new(cache: Arc<SpanCache>, settings: Settings, meters: Meters) -> Arc<Self> {
-        let keep = usize::try_from(settings.in_flight / 2).unwrap_or(usize::MAX);
+        let keep = usize::try_from(settings.keep).unwrap_or(usize::MAX);
         let shared = Arc::new_cyclic(|shared: &Weak<Shared>| {
             let idle = Weak::clone(shared);
             let trim = move || idle.upgrade().iter().for_each(|shared| shared.trim());

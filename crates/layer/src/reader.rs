@@ -1,12 +1,13 @@
 //! One reader of a layer.
 
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use smallvec::SmallVec;
-use soci_oci::{BlobSource, Digest};
+use soci_oci::{BlobSource, Digest, FetchClass};
 use soci_ztoc::{SpanId, SpanSlice, UncompressedOffset};
 
 use crate::core::{Found, LayerCore};
@@ -20,6 +21,8 @@ use crate::{RangeRead, ReadChunks, ReadError, ReadErrorKind};
 
 /// How often one read comes again when the work it waited for vanished.
 const ROUNDS: usize = 8;
+/// Spans that one call of [`LayerReader::expect`] brings.
+const EXPECTED: usize = 16;
 /// How much of the tar one step of [`LayerReader::tar`] reads.
 const TAR_STEP: usize = 1 << 20;
 
@@ -103,6 +106,18 @@ impl LayerReader {
             self.core.shared.background.add(&self.core, true, self.core.ztoc);
         }
         taken
+    }
+
+    /// Has the spans of `ranges` fetched now, as for a sequential reader that is about to come; at most [`EXPECTED`] of
+    /// them. What is there or on its way already costs nothing. Returns at once.
+    pub fn expect(&self, ranges: impl IntoIterator<Item = Range<UncompressedOffset>>) {
+        let core = &self.core;
+        let covering = |range| core.spans.covering(range).into_iter().flatten().map(|slice| slice.id);
+        let mut spans: Vec<SpanId> = ranges.into_iter().flat_map(covering).take(EXPECTED).collect();
+        spans.sort_unstable();
+        spans.dedup();
+        let bring = |span| core.bring(span, SpanForm::Plain, FetchClass::ReadAhead);
+        core.lead(spans.into_iter().filter_map(bring).collect());
     }
 
     /// Returns the whole tar as a stream; each piece has until `Settings::fetch_timeout` to arrive.

@@ -17,6 +17,8 @@ pub struct Settings {
     pub reserve: u64,
     /// Bytes of inflated spans that stay in memory for the next read.
     pub recent: u64,
+    /// Bytes of buffers that are kept for the next span while there is work.
+    pub keep: u64,
     /// Threads that hash, inflate and store.
     pub workers: usize,
     /// How far ahead of a sequential reader spans are fetched, at most. Zero turns it off.
@@ -34,6 +36,7 @@ impl Default for Settings {
             in_flight: 24 << 20,
             reserve: 6 << 20,
             recent: 8 << 20,
+            keep: 8 << 20,
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             read_ahead: 8,
             background: BackgroundSettings::default(),

@@ -28,7 +28,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use soci_oci::{Digest, FetchClass};
 use soci_ztoc::SpanId;
 
@@ -37,6 +36,7 @@ use self::entry::{Entry, EntryError};
 use self::index::CacheIndex;
 use crate::buffers::Buffers;
 use crate::slot::SpanForm;
+use crate::sync::Mutex;
 
 /// How many files stay open for the next read.
 const HANDLES: usize = 32;
@@ -158,9 +158,7 @@ impl SpanCache {
 
     /// Asks the kernel to read the entry ahead, if it is there.
     pub(crate) fn will_need(&self, key: &SpanKey) {
-        if self.contains(key)
-            && let Some(entry) = self.entry(key)
-        {
+        if let Some(entry) = self.entry(key) {
             entry.will_need();
         }
     }
@@ -212,31 +210,29 @@ impl SpanCache {
         None
     }
 
-    /// Stores a span whose bytes are `parts` one after another; `class` says what for. `wanted` is asked when nothing is
-    /// left but to make it visible: a layer that closes first and is removed then leaves nothing behind.
+    /// Stores a span; `class` says what for. `wanted` is asked when nothing is left but to make it visible: a layer that
+    /// closes first and is removed then leaves nothing behind.
     ///
     /// # Errors
     /// When it cannot be written; nothing of it stays behind.
     pub fn put(
         &self,
         key: &SpanKey,
-        parts: &[Bytes],
+        payload: &[u8],
         class: FetchClass,
         wanted: impl FnOnce() -> bool,
     ) -> io::Result<Stored> {
-        let bytes = entry::file_size(parts.iter().map(Bytes::len).sum());
-        if !self.make_room(bytes, class) {
-            return Ok(Stored::NoRoom);
-        }
+        let bytes = entry::file_size(payload.len());
+        let Some(_room) = self.make_room(bytes, class) else { return Ok(Stored::NoRoom) };
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.root.join("tmp").join(number.to_string());
-        let written = match self.write(&temporary, key, parts) {
+        let written = match self.write(&temporary, key, payload) {
             // The disk is full below our limit: others use it. Ours may go to make room for what a reader needs.
             Err(error) if error.kind() == io::ErrorKind::StorageFull && class == FetchClass::OnDemand => {
                 if self.evict(bytes.saturating_mul(2)) == 0 {
                     Err(error)
                 } else {
-                    self.write(&temporary, key, parts)
+                    self.write(&temporary, key, payload)
                 }
             }
             written => written,
@@ -263,30 +259,39 @@ impl SpanCache {
         stored
     }
 
-    fn write(&self, temporary: &Path, key: &SpanKey, parts: &[Bytes]) -> io::Result<()> {
+    fn write(&self, temporary: &Path, key: &SpanKey, payload: &[u8]) -> io::Result<()> {
         let file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
-        entry::write(&file, key, parts)
+        entry::write(&file, key, payload)
     }
 
-    /// Whether `bytes` more fit, after evicting what may be evicted for `class`.
-    fn make_room(&self, bytes: u64, class: FetchClass) -> bool {
-        let Some(max) = self.max_bytes else { return true };
+    /// Sets `bytes` of the limit aside, after evicting what may be evicted for `class`; `None` when they do not fit.
+    fn make_room(&self, bytes: u64, class: FetchClass) -> Option<Room<'_>> {
+        let Some(max) = self.max_bytes else { return Some(Room { cache: self, bytes: 0 }) };
         if bytes > max {
-            return false;
+            return None;
         }
-        let over = |total: u64| total.saturating_add(bytes).saturating_sub(max);
-        let missing = over(self.index.lock().total());
-        if missing == 0 {
-            return true;
-        }
-        if class == FetchClass::Background {
-            return false;
-        }
+        let missing = match self.set_aside(bytes, max) {
+            Ok(room) => return Some(room),
+            Err(_) if class == FetchClass::Background => return None,
+            Err(missing) => missing,
+        };
         // In a large cache a little more than needed, so that the next ones need not sort again.
         let more = if max / 64 > bytes { max / 64 } else { 0 };
         self.evict(missing.saturating_add(more));
-        over(self.index.lock().total()) == 0
+        self.set_aside(bytes, max).ok()
+    }
+
+    /// Sets `bytes` aside, or returns how many are missing.
+    fn set_aside(&self, bytes: u64, max: u64) -> Result<Room<'_>, u64> {
+        let mut index = self.index.lock();
+        match index.total().saturating_add(index.coming).saturating_add(bytes).saturating_sub(max) {
+            0 => {
+                index.coming += bytes;
+                Ok(Room { cache: self, bytes })
+            }
+            missing => Err(missing),
+        }
     }
 
     /// Removes least recently used entries of at least `bytes` in all. Returns how many went.
@@ -380,6 +385,18 @@ impl SpanCache {
     }
 }
 
+/// Bytes of the limit that belong to an entry that is being written: two writers do not fill the same gap.
+struct Room<'a> {
+    cache: &'a SpanCache,
+    bytes: u64,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.cache.index.lock().coming -= self.bytes;
+    }
+}
+
 fn parse_name(name: Option<&str>) -> Option<(SpanId, SpanForm)> {
     let (span, form) = name?.split_once('.')?;
     let form = match form {
@@ -411,5 +428,8 @@ fn entries(path: &Path) -> io::Result<Vec<fs::DirEntry>> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
+
+#[cfg(all(test, feature = "shuttle"))]
+mod races;

@@ -58,6 +58,12 @@ pub trait LayerProvider: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// Is told that a container is about to start on the layer mounted at `at`: what a start reads can be fetched already.
+    /// Returns at once.
+    fn starting(&self, at: &SnapshotDir) {
+        let _ = at;
+    }
+
     /// Is called once, when each lazy snapshot of an earlier process was given to `restore`, but for those of `later`, which
     /// will be: what none of them needs may be deleted.
     async fn told_all(self: Arc<Self>, later: Vec<Arc<Record>>) {

@@ -164,6 +164,7 @@ impl Snapshotter {
         match plan::intent(request.namespace.as_deref(), &request.labels)? {
             Intent::Writable => {
                 check_id_mapping(&request.labels)?;
+                self.expect_start(&request.parent);
                 self.create(Kind::Active, request, None).await
             }
             Intent::Layer(layer) => self.prepare_layer(*layer, request).await,
@@ -396,6 +397,15 @@ impl Snapshotter {
             let exists =
                 |record: &Arc<Record>| self.0.store.get(&record.name).is_ok_and(|now| now.id == record.id);
             next = std::mem::take(&mut failed).into_iter().filter(exists).collect();
+        }
+    }
+
+    /// Tells the layers beneath a writable snapshot that a container is about to start.
+    fn expect_start(&self, parent: &str) {
+        // A parent that is not there fails the call in its own words.
+        let below = self.0.store.chain(parent).unwrap_or_default();
+        for ancestor in below.iter().filter(|ancestor| ancestor.record.lazy.is_some()) {
+            self.0.provider.starting(&ancestor.dir);
         }
     }
 

@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use tokio_rustls::TlsAcceptor;
 
 use crate::faults::{Fault, Listener, Script, Seen};
+use crate::http::body::Link;
 use crate::http::serve::{Server, bind};
 use crate::tls::{ClientCertificates, TestCa};
 use crate::token_server::TokenOptions;
@@ -145,7 +146,7 @@ pub(crate) struct Behaviour {
     pub(crate) referrers: Referrers,
     pub(crate) challenges: Option<Vec<String>>,
     pub(crate) delay: Duration,
-    pub(crate) rate: Option<u64>,
+    pub(crate) link: Option<Arc<Link>>,
     /// Locations signed before this are refused.
     pub(crate) signed_after: Option<Instant>,
     pub(crate) chunk_min: Option<u64>,
@@ -222,7 +223,7 @@ impl TestRegistry {
                 referrers: options.referrers,
                 challenges: None,
                 delay: Duration::ZERO,
-                rate: None,
+                link: None,
                 signed_after: None,
                 chunk_min: None,
                 mount: true,
@@ -422,10 +423,10 @@ impl TestRegistry {
         self.shared.behaviour.lock().chunk_min = bytes;
     }
 
-    /// Delays each answer by `delay` and sends each body at no more than `bytes_per_second`.
+    /// Delays each answer by `delay` and sends all bodies together at no more than `bytes_per_second`.
     pub fn shape(&self, delay: Duration, bytes_per_second: Option<u64>) {
         let mut behaviour = self.shared.behaviour.lock();
         behaviour.delay = delay;
-        behaviour.rate = bytes_per_second;
+        behaviour.link = bytes_per_second.map(|rate| Arc::new(Link::new(rate)));
     }
 }

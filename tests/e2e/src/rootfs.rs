@@ -142,6 +142,21 @@ pub fn many_files(count: usize) -> Result<Layer> {
     })
 }
 
+/// `count` layers of about 1 MB as stored, each with a hundred small files and one that does not compress, beneath a
+/// directory of its own. No two seeds have a layer in common.
+pub fn many_layers(seed: u64, count: usize) -> Vec<Layer> {
+    let layer = |number: usize| {
+        let mut numbers = Numbers::new(seed * 1000 + number as u64);
+        let top = format!("layer-{seed}-{number:03}");
+        let mut layer = LayerBuilder::new().dir(&top, &Attr::mode(0o755));
+        for file in 0..100 {
+            layer = layer.file(format!("{top}/small-{file:02}"), &Attr::default(), &numbers.prose(300));
+        }
+        layer.file(format!("{top}/data"), &Attr::default(), &numbers.bytes(980_000)).gzip()
+    };
+    (0..count).map(layer).collect()
+}
+
 fn bootstrap(root: &Path) -> Result<()> {
     let (uri, keyring) = archive::find()?;
     let release = std::fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use soci_fs::{
-    DirAttr, FsMeter, FsOptions, FuseHub, HeaderCheck, Inode, LayerFs, LayerState, LayerTree, MountOptions,
+    FsMeter, FsOptions, FuseHub, HeaderCheck, Inode, LayerFs, LayerState, LayerTree, MountOptions,
     OpaqueXattr, ServeOptions, Session, TreeOptions, Unmount,
 };
-use soci_layer::{LayerPool, LayerReader, LayerSpec, unpack::Below};
+use soci_layer::unpack::{Below, DirAttr};
+use soci_layer::{LayerPool, LayerReader, LayerSpec};
 use soci_oci::{BlobSource, Digest};
 use soci_snapshotter::SnapshotDir;
 use soci_snapshotter::error::chain;
@@ -226,14 +227,7 @@ impl<'a> Asked<'a> {
     pub fn ask(&self, path: &[u8]) -> Option<DirAttr> {
         match self.below.dir(path) {
             Ok(found) => {
-                let found = found?;
-                let attr = DirAttr {
-                    mode: found.mode,
-                    uid: found.uid,
-                    gid: found.gid,
-                    mtime: found.mtime,
-                    xattrs: found.xattrs,
-                };
+                let attr = found?;
                 self.answers.lock().push(to_record(path, &attr));
                 Some(attr)
             }

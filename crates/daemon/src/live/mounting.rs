@@ -80,14 +80,17 @@ impl Live {
     ) -> Result<(Mounted, Vec<ImpliedDir>, u64), Failed> {
         let taken = ready.decoded.lock().take();
         let (ztocs, digest, size) = (Arc::clone(&self.ztocs), ready.digest, ready.size);
-        let decoded = tokio::task::spawn_blocking(move || match taken {
-            Some(decoded) => Ok(decoded),
-            None => {
-                let lost = || format!("zTOC {digest} is lost: pull the image again");
-                decode(&digest, read(&ztocs, &digest, size)?.ok_or_else(lost)?)
-            }
-        });
-        let decoded = decoded.await.map_err(|error| local(error.to_string()))?.map_err(local)?;
+        let load = move || {
+            let lost = || format!("zTOC {digest} is lost: pull the image again");
+            decode(&digest, read(&ztocs, &digest, size)?.ok_or_else(lost)?)
+        };
+        let decoded = match taken {
+            Some(decoded) => decoded,
+            None => tokio::task::spawn_blocking(load)
+                .await
+                .map_err(|error| local(error.to_string()))?
+                .map_err(local)?,
+        };
         let blob = image.manifest.layers.iter().find(|blob| blob.digest == layer.layer);
         let layer_size = blob.map_or(decoded.compressed_size(), |blob| blob.size);
         if layer_size != decoded.compressed_size() {

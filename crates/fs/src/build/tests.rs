@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use proptest::prelude::*;
+use soci_ztoc::{EntryKind, UncompressedOffset};
 
 use super::*;
 use crate::attr::{self, Attr};
@@ -357,4 +358,25 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn the_files_of_a_start_are_found_with_their_headers_and_links_are_not_followed() {
+    let at = |name, place: u64| Member {
+        header: UncompressedOffset(place),
+        data: UncompressedOffset(place + 512),
+        ..file(name, 100)
+    };
+    let tree = tree(vec![
+        at("etc/passwd", 1000),
+        at("etc/hosts", 2000),
+        at("usr/lib/x86_64-linux-gnu/libc.so.6", 3000),
+        at("usr/lib/x86_64-linux-gnu/libm.so.6", 4000),
+        at("usr/lib/other/libc.so.6", 5000),
+        link(EntryKind::Symlink, "lib64/ld-linux-x86-64.so.2", "../lib/ld-linux-x86-64.so.2"),
+    ]);
+    let mut found: Vec<_> =
+        tree.startup_files().into_iter().map(|range| (range.start.0, range.end.0)).collect();
+    found.sort_unstable();
+    assert_eq!(found, [(1000, 1612), (3000, 3612)]);
 }

@@ -84,35 +84,18 @@ pub(super) fn file_size(payload: usize) -> u64 {
     (payload_at(payload.div_ceil(UNIT)) + payload) as u64
 }
 
-/// Writes an entry whose payload is `parts` one after another.
-pub(super) fn write(mut file: &File, key: &SpanKey, parts: &[Bytes]) -> io::Result<()> {
-    let payload: usize = parts.iter().map(Bytes::len).sum();
-    let mut sums = Vec::with_capacity(payload.div_ceil(UNIT) * 4);
-    let mut hasher = crc32fast::Hasher::new();
-    let mut left = UNIT;
-    for part in parts {
-        let mut rest = &part[..];
-        while !rest.is_empty() {
-            let (piece, after) = rest.split_at(rest.len().min(left));
-            hasher.update(piece);
-            (left, rest) = (left - piece.len(), after);
-            if left == 0 {
-                sums.extend(std::mem::take(&mut hasher).finalize().to_le_bytes());
-                left = UNIT;
-            }
-        }
-    }
-    if left != UNIT {
-        sums.extend(hasher.finalize().to_le_bytes());
-    }
-    let head = head(key, payload as u64, sums.len() / 4)?;
-    let mut front = Vec::with_capacity(payload_at(sums.len() / 4));
+/// Writes an entry.
+pub(super) fn write(mut file: &File, key: &SpanKey, payload: &[u8]) -> io::Result<()> {
+    let sums: Vec<u8> = payload.chunks(UNIT).flat_map(|unit| crc32fast::hash(unit).to_le_bytes()).collect();
+    let count = sums.len() / 4;
+    let head = head(key, payload.len() as u64, count)?;
+    let mut front = Vec::with_capacity(payload_at(count));
     front.extend(head);
     front.extend(sum_of(&head, &sums).to_le_bytes());
     front.extend(&sums);
-    front.resize(payload_at(sums.len() / 4), 0);
+    front.resize(payload_at(count), 0);
     file.write_all(&front)?;
-    parts.iter().try_for_each(|part| file.write_all(part))
+    file.write_all(payload)
 }
 
 fn sum_of(head: &[u8], sums: &[u8]) -> u32 {

@@ -14,6 +14,8 @@ pub(super) struct CacheIndex {
     layers: HashMap<Digest, HashMap<(SpanId, SpanForm), Known>>,
     total: u64,
     tick: u64,
+    /// Bytes of entries that are being written.
+    pub(super) coming: u64,
 }
 
 #[derive(Debug, Clone, Copy)]

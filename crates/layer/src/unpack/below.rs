@@ -4,8 +4,8 @@
 
 use std::fmt;
 
-/// Attributes of a directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Attributes of a directory that a layer names without an entry of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DirAttr {
     /// Permission, setuid, setgid and sticky bits.
     pub mode: u32,

@@ -11,11 +11,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::Stream;
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::{Counter, Line};
@@ -91,8 +92,34 @@ pub(crate) enum Break {
 pub(crate) struct Treatment {
     pub(crate) breaks: Option<Break>,
     pub(crate) corrupt: Option<u64>,
+    /// The narrow link that it goes through.
+    pub(crate) link: Option<Arc<Link>>,
+}
+
+/// A link of limited bandwidth, shared by all bodies that are sent at a time.
+#[derive(Debug)]
+pub(crate) struct Link {
     /// Bytes per second.
-    pub(crate) rate: Option<u64>,
+    rate: u64,
+    /// When the bytes that were let in are through.
+    free_at: Mutex<Instant>,
+}
+
+impl Link {
+    pub(crate) fn new(rate: u64) -> Self {
+        Self { rate: rate.max(1), free_at: Mutex::new(Instant::now()) }
+    }
+
+    /// Waits until `bytes` are through.
+    async fn pass(&self, bytes: usize) {
+        let through = {
+            let mut free_at = self.free_at.lock();
+            let time = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+            *free_at = (*free_at).max(Instant::now()) + time;
+            *free_at
+        };
+        tokio::time::sleep_until(through.into()).await;
+    }
 }
 
 /// The body type of every answer.
@@ -107,7 +134,7 @@ impl ReplyBody {
     pub(crate) fn new(piece: Piece, treatment: Treatment, line: Line, counter: Counter) -> Self {
         let remaining = piece.len();
         let start = piece.range.start;
-        let source = source(piece, treatment.rate.is_some());
+        let source = source(piece, treatment.link.is_some());
         let state = State { source, treatment, line, counter, at: start, start };
         Self { chunks: Box::pin(futures::stream::unfold(state, State::next)), remaining: Some(remaining) }
     }
@@ -169,8 +196,8 @@ impl State {
             }
             chunk = Bytes::from(bytes);
         }
-        if let Some(rate) = self.treatment.rate {
-            tokio::time::sleep(Duration::from_secs_f64(chunk.len() as f64 / rate.max(1) as f64)).await;
+        if let Some(link) = &self.treatment.link {
+            link.pass(chunk.len()).await;
         }
         self.at = end;
         self.counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);

@@ -106,11 +106,11 @@ impl Front {
             headers: parts.headers,
         };
         let actions = self.shared.script.actions(&info);
-        let (delay, rate) = {
+        let (delay, link) = {
             let behaviour = self.shared.behaviour.lock();
-            (behaviour.delay, behaviour.rate)
+            (behaviour.delay, behaviour.link.clone())
         };
-        let mut treatment = Treatment { rate, ..Treatment::default() };
+        let mut treatment = Treatment { link, ..Treatment::default() };
         let mut instead = None;
         let mut shift = 0;
         let mut whole = false;

@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
 mod limits;
+mod node;
 mod rows;
 mod samples;
 mod sides;
@@ -30,7 +31,7 @@ struct Arguments {
 
 const USAGE: &str = "\
 usage: cargo xtask bench [--peer DIR] [--rounds N] [--only PART,...]
-parts: index, big, read, files10k, files100k, py";
+parts: index, big, read, files10k, files100k, py, far, background, layers127, restart, idle500";
 
 fn main() -> ExitCode {
     match run() {

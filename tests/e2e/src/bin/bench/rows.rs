@@ -15,6 +15,7 @@ use soci_testkit::process::output;
 use soci_testkit::{cri, wait};
 
 use crate::limits::drop_caches;
+use crate::node;
 use crate::samples::Samples;
 use crate::sides::{Bench, LARGE, Ready, Side};
 
@@ -28,20 +29,25 @@ pub(crate) const PARTS: &[(&str, Measure)] = &[
     ("files10k", files10k),
     ("files100k", files100k),
     ("py", py),
+    ("far", far),
+    ("background", node::background),
+    ("layers127", node::layers127),
+    ("restart", node::restart),
+    ("idle500", node::idle500),
 ];
 
 /// Nothing but what a reader asks for is fetched.
-const NO_BACKGROUND: &str = "[background_fetch]\ndisable = true\n";
+pub(crate) const NO_BACKGROUND: &str = "[background_fetch]\ndisable = true\n";
 
-const NAMESPACE: &str = "k8s.io";
+pub(crate) const NAMESPACE: &str = "k8s.io";
 
 /// Returns millions of bytes.
 #[expect(clippy::cast_precision_loss, reason = "bytes of files and of memory are far below 2^52")]
-fn megabytes(bytes: u64) -> f64 {
+pub(crate) fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
-fn megabytes_per_second(bytes: usize, time: Duration) -> f64 {
+pub(crate) fn megabytes_per_second(bytes: usize, time: Duration) -> f64 {
     megabytes(bytes as u64) / time.as_secs_f64()
 }
 
@@ -164,6 +170,22 @@ fn files100k(bench: &Bench, side: &Side, samples: &mut Samples) -> Result<()> {
 
 /// Until a program of many files is ready, with the defaults of each side.
 fn py(bench: &Bench, side: &Side, samples: &mut Samples) -> Result<()> {
+    let (pulled, ready) = pull_to_ready(bench, side)?;
+    samples.add("lazy pull of py, s", side.name, pulled.as_secs_f64());
+    samples.add("pull to ready of py, s", side.name, ready.as_secs_f64());
+    Ok(())
+}
+
+/// The same from a registry that is a road away: each answer takes 20 ms, and all share 100 MB/s.
+fn far(bench: &Bench, side: &Side, samples: &mut Samples) -> Result<()> {
+    let _road = bench.road(Duration::from_millis(20), Some(100_000_000));
+    let (_, ready) = pull_to_ready(bench, side)?;
+    samples.add("pull to ready of py, 20 ms and 100 MB/s, s", side.name, ready.as_secs_f64());
+    Ok(())
+}
+
+/// Returns how long the pull took, and how long until the program said that it is ready.
+fn pull_to_ready(bench: &Bench, side: &Side) -> Result<(Duration, Duration)> {
     let stage = bench.stage(side, "")?;
     let ready = bench.image("py")?;
     warm_programs(&stage)?;
@@ -179,9 +201,7 @@ fn py(bench: &Bench, side: &Side, samples: &mut Samples) -> Result<()> {
     if said != "ready\n" {
         bail!("the program said {said:?}");
     }
-    samples.add("lazy pull of py, s", side.name, pulled.as_secs_f64());
-    samples.add("pull to ready of py, s", side.name, time.as_secs_f64());
-    Ok(())
+    Ok((pulled, time))
 }
 
 fn pull_and_echo(stage: &Stage, ready: &Ready, lazy_layers: usize) -> Result<(f64, f64)> {
@@ -202,7 +222,7 @@ fn echo_once(stage: &Stage, ready: &Ready) -> Result<f64> {
     Ok(echo.as_secs_f64())
 }
 
-fn pull_lazily(stage: &Stage, ready: &Ready, lazy_layers: usize) -> Result<Duration> {
+pub(crate) fn pull_lazily(stage: &Stage, ready: &Ready, lazy_layers: usize) -> Result<Duration> {
     let service = stage.containerd.image_service()?;
     let login = Some(cri::basic(USER, PASSWORD));
     let start = Instant::now();
@@ -225,7 +245,7 @@ fn warm_programs(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-fn prove_ranges(bench: &Bench) -> Result<()> {
+pub(crate) fn prove_ranges(bench: &Bench) -> Result<()> {
     let ranged = bench.backstage.registry.log().iter().filter(|seen| seen.status == 206).count();
     if ranged < 2 {
         bail!("the registry saw {ranged} ranged requests: nothing was read lazily");
@@ -233,7 +253,7 @@ fn prove_ranges(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-fn read_all(path: &Path) -> Result<Duration> {
+pub(crate) fn read_all(path: &Path) -> Result<Duration> {
     let file = File::open(path)?;
     let mut buffer = vec![0; 1 << 20];
     let mut at = 0;

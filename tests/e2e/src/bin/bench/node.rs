@@ -1,0 +1,177 @@
+//! What a node sees in its life: background work, many layers, restarts, idleness. Absolute figures, of our side alone.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use soci_e2e::Stage;
+use soci_testkit::wait;
+
+use crate::limits::drop_caches;
+use crate::rows::{
+    NAMESPACE, NO_BACKGROUND, megabytes, megabytes_per_second, prove_ranges, pull_lazily, read_all,
+};
+use crate::samples::Samples;
+use crate::sides::{Bench, LARGE, LAYERS, Ready, Side};
+
+/// The images of [`LAYERS`] layers each.
+const MANY: [&str; 4] = ["layers-a", "layers-b", "layers-c", "layers-d"];
+
+fn is_ours(side: &Side) -> bool {
+    side.name == "ours"
+}
+
+/// How fast an idle machine completes an image, and what a reader loses while another image is completed.
+pub(crate) fn background(bench: &Bench, side: &Side, samples: &mut Samples) -> Result<()> {
+    if !is_ours(side) {
+        return Ok(());
+    }
+    let big = bench.image("big")?;
+    {
+        let stage = bench.stage(side, "")?;
+        pull_lazily(&stage, big, 2)?;
+        let start = Instant::now();
+        let complete = wait::until(Duration::from_secs(300), || is_complete(&stage).then_some(()));
+        complete.context("the image is not completed")?;
+        let rate = megabytes_per_second(content(big), start.elapsed());
+        samples.add("background completion of big, MB/s of content", side.name, rate);
+    }
+    let alone = read_cold(bench, side, NO_BACKGROUND, None)?;
+    samples.add("cold sequential read, nothing beside, MB/s", side.name, alone);
+    let beside = read_cold(bench, side, "", Some(bench.image("py")?))?;
+    samples.add("cold sequential read, completion of py beside, MB/s", side.name, beside);
+    Ok(())
+}
+
+/// Reads the large file of `big` once, right after pulling `beside` and it.
+fn read_cold(bench: &Bench, side: &Side, config: &str, beside: Option<&Ready>) -> Result<f64> {
+    let stage = bench.stage(side, config)?;
+    let big = bench.image("big")?;
+    drop_caches()?;
+    if let Some(beside) = beside {
+        pull_lazily(&stage, beside, 2)?;
+    }
+    // Both have the Debian layer in common, which is one snapshot.
+    pull_lazily(&stage, big, if beside.is_some() { 3 } else { 2 })?;
+    let mounted = stage.containerd.mount(NAMESPACE, "soci", &big.image.chain_id(), "read")?;
+    let time = read_all(&mounted.path().join("data/large"))?;
+    prove_ranges(bench)?;
+    Ok(megabytes_per_second(LARGE, time))
+}
+
+/// Whether the state file of every mount says that all of its layer is there.
+fn is_complete(stage: &Stage) -> bool {
+    let whole = |at: &std::path::Path| {
+        let mut files = at.join(".soci-snapshotter").read_dir().ok()?;
+        let text = std::fs::read_to_string(files.next()?.ok()?.path()).ok()?;
+        Some(text.contains("\"fetchedPercent\":100"))
+    };
+    let mounts = stage.snapshotter.fuse_mounts().unwrap_or_default();
+    !mounts.is_empty() && mounts.iter().all(|mount| whole(&mount.at) == Some(true))
+}
+
+/// Returns the bytes of an image's layers when inflated: gzip states them at its end.
+fn content(ready: &Ready) -> usize {
+    let size = |blob: &[u8]| blob.last_chunk().map_or(0, |size| u32::from_le_bytes(*size) as usize);
+    ready.image.layers.iter().map(|layer| size(&layer.blob)).sum()
+}
+
+/// Many layers from a slow registry: what is asked one after another costs a delay each.
+pub(crate) fn layers127(bench: &Bench, side: &Side, samples: &mut Samples) -> Result<()> {
+    if !is_ours(side) {
+        return Ok(());
+    }
+    let stage = bench.stage(side, NO_BACKGROUND)?;
+    let _road = bench.road(Duration::from_millis(50), None);
+    let pull = pull_lazily(&stage, bench.image("layers-a")?, LAYERS)?;
+    samples.add("lazy pull of 127 layers, each answer 50 ms late, s", side.name, pull.as_secs_f64());
+    Ok(())
+}
+
+/// A daemon that was killed comes back without a registry.
+pub(crate) fn restart(bench: &Bench, side: &Side, samples: &mut Samples) -> Result<()> {
+    if !is_ours(side) {
+        return Ok(());
+    }
+    let mut stage = bench.stage(side, NO_BACKGROUND)?;
+    pull_lazily(&stage, bench.image("layers-a")?, LAYERS)?;
+    stage.snapshotter.daemon().kill();
+    let _down = bench.registry_down();
+    let start = Instant::now();
+    stage.snapshotter.start_again()?;
+    let ready = start.elapsed();
+    stage.wait_log("layers of an earlier process are mounted again", Duration::from_secs(60))?;
+    let mounted = start.elapsed();
+    let mounts = stage.snapshotter.fuse_mounts()?;
+    if mounts.len() != LAYERS {
+        bail!("{} layers are mounted, not {LAYERS}", mounts.len());
+    }
+    for mount in mounts {
+        let names = mount.at.read_dir().with_context(|| format!("list {}", mount.at.display()))?.count();
+        if names != 1 {
+            bail!("{} has {names} names", mount.at.display());
+        }
+    }
+    let row = "restart with 127 lazy layers, registry down, to ready, s";
+    samples.add(row, side.name, ready.as_secs_f64());
+    let row = "restart with 127 lazy layers, registry down, to all mounted, s";
+    samples.add(row, side.name, mounted.as_secs_f64());
+    Ok(())
+}
+
+/// What 508 layers cost while nobody uses them, and what stays when they go.
+pub(crate) fn idle500(bench: &Bench, side: &Side, samples: &mut Samples) -> Result<()> {
+    if !is_ours(side) {
+        return Ok(());
+    }
+    let mut stage = bench.stage(side, "")?;
+    let anonymous = |stage: &mut Stage| stage.snapshotter.daemon().memory("RssAnon");
+    let before = anonymous(&mut stage);
+    for (name, layers) in MANY.iter().zip((LAYERS..).step_by(LAYERS)) {
+        pull_lazily(&stage, bench.image(name)?, layers)?;
+    }
+    settle(&stage)?;
+    let taken = anonymous(&mut stage).saturating_sub(before);
+    samples.add("anonymous memory that they took, MB", side.name, megabytes(taken));
+    let each = megabytes(taken) * 1000.0 / f64::from(u32::try_from(LAYERS * MANY.len())?);
+    samples.add("anonymous memory per idle layer of 508, kB", side.name, each);
+    bench.backstage.registry.clear_log();
+    let worked = stage.snapshotter.cpu_time();
+    let start = Instant::now();
+    pause(Duration::from_secs(60));
+    let worked = stage.snapshotter.cpu_time().saturating_sub(worked);
+    let share = worked.as_secs_f64() / start.elapsed().as_secs_f64() * 100.0;
+    samples.add("processor in an idle minute with 508 layers, % of a core", side.name, share);
+    let requests = u32::try_from(bench.backstage.registry.log().len())?;
+    samples.add("requests in that minute", side.name, f64::from(requests));
+    let service = stage.containerd.image_service()?;
+    for name in MANY {
+        service.remove(&bench.image(name)?.published.reference).context("RemoveImage")?;
+    }
+    let gone = || stage.snapshotter.fuse_mounts().is_ok_and(|left| left.is_empty()).then_some(());
+    wait::until(Duration::from_secs(60), gone).context("layers of removed images stay mounted")?;
+    settle(&stage)?;
+    let left = megabytes(anonymous(&mut stage)) - megabytes(before);
+    samples.add("anonymous memory after unmounting them, MB more", side.name, left);
+    Ok(())
+}
+
+/// Waits until the daemon does nothing any more and has given back what it keeps for a while.
+fn settle(stage: &Stage) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(120);
+    loop {
+        let worked = stage.snapshotter.cpu_time();
+        // Longer than what is kept for speed is kept.
+        pause(Duration::from_secs(12));
+        if stage.snapshotter.cpu_time().saturating_sub(worked) < Duration::from_millis(50) {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            bail!("the daemon does not come to rest");
+        }
+    }
+}
+
+/// Lets time pass: what is measured is that nothing happens in it.
+fn pause(time: Duration) {
+    let _nothing = wait::until(time, || None::<()>);
+}

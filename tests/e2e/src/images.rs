@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use flate2::Compression;
 use soci_testkit::image::{Dialect, Image};
-use soci_testkit::layer_gen::{Attr, EntryType, Layer, LayerBuilder, Numbers};
+use soci_testkit::layer_gen::{Attr, EntryType, Layer, LayerBuilder, Numbers, digest, gzip};
 
 /// The static program that runs in test containers, as `/probe`.
 pub const PROBE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probe"));
@@ -101,6 +102,51 @@ fn top() -> Layer {
 /// An image of three layers: two worth indexing and one too small for it.
 pub fn odd(dialect: Dialect) -> Image {
     Image::new(vec![bottom(), middle(), top()], dialect, &["/probe", "echo", "hello"])
+}
+
+/// An image whose layer is as eStargz makes it: each entry a gzip member of its own, an index of them as the last file, and
+/// a footer without data that says where that is.
+pub fn estargz(seed: u64) -> Image {
+    let mut numbers = Numbers::new(seed);
+    let tar = LayerBuilder::new()
+        .file("probe", &Attr::mode(0o755), PROBE)
+        .dir("some", &Attr::mode(0o755))
+        .file("some/prose", &Attr::default(), &numbers.prose(6 << 20))
+        .symlink("some/link", "prose")
+        .file("some/random", &Attr::default(), &numbers.bytes(3 << 20))
+        .file("stargz.index.json", &Attr::default(), b"{\"version\":1,\"entries\":[]}")
+        .tar();
+    let mut blob = Vec::new();
+    let mut last = 0;
+    for member in members(&tar) {
+        last = blob.len();
+        blob.extend_from_slice(&gzip(member, Compression::default()).blob);
+    }
+    // RFC 1952: an extra field of one subfield "SG", then an empty stored block, checksum and size zero.
+    blob.extend_from_slice(&[0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 26, 0, b'S', b'G', 22, 0]);
+    blob.extend_from_slice(format!("{last:016x}STARGZ").as_bytes());
+    blob.extend_from_slice(&[1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let layer = Layer {
+        digest: digest(&blob),
+        diff_id: digest(&tar),
+        blob: blob.into(),
+        ..gzip(b"", Compression::none())
+    };
+    Image::new(vec![layer], Dialect::Oci, &["/probe", "echo", "hello"])
+}
+
+/// Splits an archive before each header; what ends it belongs to the last part.
+fn members(tar: &[u8]) -> Vec<&[u8]> {
+    let mut starts = Vec::new();
+    let mut at = 0;
+    while let Some(header) = tar.get(at..at + 512).filter(|header| header.iter().any(|byte| *byte != 0)) {
+        starts.push(at);
+        let digits = header[124..135].iter().filter(|byte| byte.is_ascii_digit());
+        let size = digits.fold(0, |size, digit| size * 8 + usize::from(digit - b'0'));
+        at += 512 + size.next_multiple_of(512);
+    }
+    let ends = starts.iter().skip(1).copied().chain([tar.len()]);
+    starts.iter().zip(ends).map(|(start, end)| &tar[*start..end]).collect()
 }
 
 /// An image of one layer, different for each `seed`.

@@ -16,6 +16,7 @@ pub mod layout;
 pub mod publish;
 pub mod pull;
 pub mod rootfs;
+pub mod scrape;
 pub mod stage;
 
 pub use stage::{Stage, StageOptions};

@@ -1,7 +1,5 @@
 //! Credentials from Kubernetes, with no Docker config anywhere: those that the kubelet's pulls carry, and pull secrets.
 
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 use soci_e2e::publish::Published;
 use soci_e2e::pull::KUBELET;
+use soci_e2e::scrape::scrape;
 use soci_e2e::stage::{PASSWORD, USER};
 use soci_e2e::{Stage, StageOptions, containerd2, images};
 use soci_testkit::containerd::Programs;
@@ -33,15 +32,6 @@ fn options(auth: AuthMode) -> Result<StageOptions> {
 
 fn through_the_daemon(auth: AuthMode) -> Result<Stage> {
     Stage::start(options(auth)?)
-}
-
-/// Returns what a Unix socket serves at `/metrics`.
-fn scrape(socket: &Path) -> Result<String> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
 }
 
 fn pull(stage: &Stage, published: &Published, password: &str) -> Result<String> {

@@ -1,0 +1,68 @@
+//! Layers that are not lazy are counted, by the reference's names and by our own, and the container runs all the same.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use soci_e2e::pull::KUBELET;
+use soci_e2e::scrape::scrape;
+use soci_e2e::{Stage, StageOptions, images};
+use soci_testkit::image::Dialect;
+use soci_testkit::{Action, AuthMode, Fault, Matcher, wait};
+
+/// A stage whose daemon shows its metrics on a Unix socket.
+fn stage(config: &str) -> Result<Stage> {
+    let mut options = StageOptions::new(AuthMode::Basic)?;
+    options.config_head.push_str("metrics_network = \"unix\"\nmetrics_address = \"{stage}/m.sock\"\n");
+    options.config.push_str(config);
+    Stage::start(options)
+}
+
+/// Waits until a series has the value 1: a verdict is given when the whole image was asked for.
+fn counted(stage: &Stage, series: &str) -> Result<()> {
+    let (socket, line) = (stage.path().join("m.sock"), format!("{series} 1"));
+    let found = || scrape(&socket).ok().filter(|text| text.lines().any(|found| found == line));
+    if wait::until(Duration::from_secs(60), found).is_none() {
+        bail!("{line} is missing in\n{}", scrape(&socket)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn layers_below_the_minimum_size_are_unpacked() -> Result<()> {
+    let image = images::odd(Dialect::Oci);
+    let sizes: Vec<usize> = image.layers.iter().map(|layer| layer.blob.len()).collect();
+    let largest = sizes.iter().max().copied().unwrap_or_default();
+    // The largest is not smaller than itself: it alone stays lazy.
+    let stage = stage(&format!("[snapshotter]\nmin_layer_size = {largest}\n"))?;
+    let published = stage.publish_v2(&image, "team/app", "1")?;
+    stage.pull_as_kubelet(&published)?;
+    assert_eq!(stage.lazy_layers()?, 1, "{sizes:?}");
+    let differences = stage.differences(KUBELET, &published, &image, &images::odd_timeless())?;
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn pulls_that_fall_back_are_counted_with_the_reason() -> Result<()> {
+    let stage = stage("")?;
+    let plain = stage.publish(&images::single(51), "team/plain", "1");
+    stage.pull_as_kubelet(&plain)?;
+    counted(&stage, "soci_pull_verdicts_total{verdict=\"left to containerd\",reason=\"no-index\"}")?;
+
+    // An index whose zTOCs cannot be had: each layer is unpacked by the daemon.
+    let image = images::single(52);
+    let published = stage.publish_v2(&image, "team/broken", "1")?;
+    stage.registry.clear_log();
+    let layer = format!("/blobs/{}", image.layers[0].digest);
+    let config = format!("/blobs/{}", soci_testkit::layer_gen::digest(&image.config));
+    let others = Matcher::new(move |request| {
+        let path = &request.path;
+        path.contains("/blobs/") && !path.ends_with(&layer) && !path.ends_with(&config)
+    });
+    stage.registry.fault(Fault::new(others, Action::status(404)));
+    stage.pull_as_kubelet(&published)?;
+    assert_eq!(stage.lazy_layers()?, 0);
+    assert_eq!(stage.probe(KUBELET, &published, "echo", &["echo", "hello"])?, "hello\n");
+    counted(&stage, "soci_fs_operation_count{layer=\"\",operation_type=\"fuse_mount_failure_count\"}")?;
+    counted(&stage, "soci_pull_verdicts_total{verdict=\"unpacked\",reason=\"mount-failed\"}")
+}

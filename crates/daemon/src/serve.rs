@@ -86,6 +86,9 @@ pub fn listen(address: &Address) -> Result<UnixListener, ListenError> {
                     let listener = inherited.take_unix_listener(0).map_err(io)?;
                     let listener = listener.ok_or(ListenError::Several(0))?;
                     listener.set_nonblocking(true).map_err(io)?;
+                    // The service manager hands it over to be inherited; credential helpers are not to have it.
+                    rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC)
+                        .map_err(|error| io(error.into()))?;
                     Ok(listener)
                 }
                 count => Err(ListenError::Several(count)),

@@ -57,6 +57,8 @@ struct Trouble {
 pub struct Progress {
     /// Selections still to be listed for the first time over this connection.
     pending: usize,
+    /// When this connection began to be listed.
+    begun: Option<Instant>,
     /// Whether everything was listed once since the process started.
     pub complete: bool,
     /// Whether the first attempt failed: nobody needs to wait for it.
@@ -233,7 +235,10 @@ impl Keychain for SecretsKeychain {
 impl Synced {
     /// A connection was made; `selections` lists are under way.
     pub(crate) fn begin(&self, selections: usize) {
-        self.progress.send_modify(|progress| progress.pending = selections);
+        self.progress.send_modify(|progress| {
+            progress.pending = selections;
+            progress.begun = Some(Instant::now());
+        });
     }
 
     /// There is nothing to connect to yet: lookups need not wait.
@@ -289,18 +294,19 @@ impl Synced {
             self.board.bump_all();
         }
         *self.trouble.lock() = Trouble::default();
-        let mut first = false;
+        let mut first = None;
         self.progress.send_modify(|progress| {
             progress.pending = progress.pending.saturating_sub(1);
             progress.last_success = Some(Instant::now());
             progress.trouble = None;
             if progress.pending == 0 && !progress.complete {
                 progress.complete = true;
-                first = true;
+                first = Some(progress.begun.map(|begun| begun.elapsed()).unwrap_or_default());
             }
         });
-        if first {
-            tracing::info!(secrets = total, "pull secrets are synced");
+        if let Some(elapsed) = first {
+            let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(secrets = total, elapsed_ms, "pull secrets are synced");
             self.board.bump_all();
         }
     }

@@ -287,6 +287,54 @@ async fn t103_a_server_that_comes_late_or_back_is_found() {
 }
 
 #[tokio::test]
+async fn a_server_that_was_away_and_is_another_version_is_listed_anew() {
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "kept", "reg.example", "before");
+    put(&api, "a", "gone", "gone.example", "gone");
+    for _ in 0..20 {
+        api.bookmark();
+    }
+    let rig = Rig::new();
+    let keychain = rig.synced(&api).await;
+    let address = api.address();
+    assert_eq!(keychain.behind(), Duration::ZERO);
+    api.shutdown().await;
+    until("the loss is noticed", || keychain.progress().trouble.is_some()).await;
+    assert_eq!(users(&keychain, "reg.example/a").await, ["before"], "the last values stay in use");
+    until("what is known grows old", || keychain.behind() > Duration::ZERO).await;
+    // A restored or upgraded cluster: other versions (lower ones), another authority, other content.
+    let api = KubeApi::start_at(address, "t").await.unwrap();
+    put(&api, "a", "kept", "reg.example", "after");
+    rig.write(".kube/config", &api.kubeconfig(&json!({ "token": "t" })));
+    eventually(&keychain, "reg.example/a", &["after"]).await;
+    eventually(&keychain, "gone.example/a", &[]).await;
+    put(&api, "a", "kept", "reg.example", "followed");
+    eventually(&keychain, "reg.example/a", &["followed"]).await;
+    assert_eq!((keychain.progress().trouble, keychain.behind()), (None, Duration::ZERO));
+}
+
+#[tokio::test]
+async fn a_kubeconfig_that_turns_to_garbage_and_is_mended_is_named_meanwhile() {
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "x", "reg.example", "x");
+    let rig = Rig::new();
+    let keychain = rig.synced(&api).await;
+    let good = api.kubeconfig(&json!({ "token": "t" }));
+    for garbage in ["{", "", "\u{feff}\0\0", "apiVersion: v1\nkind: Config\n", &good[..good.len() / 2]] {
+        rig.write(".kube/config", garbage);
+        until("the garbage is noticed", || {
+            keychain.progress().trouble.is_some_and(|trouble| trouble.contains(".kube/config"))
+        })
+        .await;
+        assert_eq!(users(&keychain, "reg.example/a").await, ["x"], "the last values stay in use");
+        put(&api, "a", "y", "y.example", garbage);
+        rig.write(".kube/config", &good);
+        eventually(&keychain, "y.example/a", &[garbage]).await;
+        until("the trouble is over", || keychain.progress().trouble.is_none()).await;
+    }
+}
+
+#[tokio::test]
 async fn errors_of_the_server_are_waited_out() {
     let api = KubeApi::start("t").await.unwrap();
     put(&api, "a", "x", "reg.example", "x");

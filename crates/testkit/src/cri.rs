@@ -1,5 +1,7 @@
 //! A client of the container runtime interface, as the kubelet would be: images here, pods in [`runtime`].
 
+pub mod fake;
+pub mod load;
 pub mod runtime;
 
 use std::io;

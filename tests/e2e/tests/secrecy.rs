@@ -125,7 +125,7 @@ fn r27_t86_planted_secrets_are_found_nowhere() -> Result<()> {
     secrets.dedup();
     let told = std::fs::read(&told).context("the helper did not run")?;
     let log = stage.snapshotter.log_text();
-    assert!(log.contains("\"level\":\"trace\"") || log.contains("TRACE"), "the level was not applied");
+    assert!(log.contains("\"level\":\"debug\""), "the level was not applied");
     for secret in &secrets {
         assert!(!holds(log.as_bytes(), secret), "a secret is in the log");
         assert!(!holds(shown.as_bytes(), secret), "a secret is explained");
@@ -141,9 +141,12 @@ fn r27_t86_planted_secrets_are_found_nowhere() -> Result<()> {
     assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
     let told = String::from_utf8_lossy(&told).into_owned();
     assert!(told.lines().any(|line| line == "0"), "the helper inherits the limit for cores:\n{told}");
-    // Its own input and outputs, and the directory that is being listed.
-    let widest = told.lines().filter_map(|line| line.parse::<u32>().ok()).max();
-    assert!(widest <= Some(10), "a descriptor of the daemon is open in the helper: {widest:?}");
+    // Its own input and outputs, the shell's, and what this test was started with; nothing that the daemon opened.
+    let ours = soci_testkit::process::output(Command::new("sh").args(["-c", "ls /proc/self/fd"]))?;
+    let ours: Vec<&str> = ours.lines().collect();
+    let open = told.lines().filter(|line| line.parse::<u32>().is_ok_and(|number| number > 10));
+    let leaked: Vec<&str> = open.filter(|line| !ours.contains(line)).collect();
+    assert!(leaked.is_empty(), "descriptors of the daemon are open in the helper: {leaked:?}");
 
     // Nothing is left of the credentials after a restart.
     stage.snapshotter.daemon().stop();
@@ -169,7 +172,7 @@ fn t51_debians_pass_helper_serves_a_pull() -> Result<()> {
     let before = stage.explain(&published.reference)?;
     assert_eq!(before["hosts"][0]["options"][0]["standing"], "empty", "{before:#}");
     keyring.store(&stage.registry.host(), USER, PASSWORD)?;
-    // The answer "not found" is remembered for a minute unless something was refused meanwhile.
+    // The answer "not found" is remembered for some seconds.
     let used = wait::until(std::time::Duration::from_secs(90), || {
         let said = stage.explain(&published.reference).ok()?;
         (said["hosts"][0]["uses"] == "docker-config").then_some(said)
@@ -196,7 +199,7 @@ impl<'a> Keyring<'a> {
                 "",
                 "--quick-generate-key",
                 "stage@soci.example",
-                "rsa2048",
+                "default",
                 "default",
                 "never",
             ],

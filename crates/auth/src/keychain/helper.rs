@@ -35,6 +35,8 @@ use crate::{Credential, Fingerprint, Meters, Rejected, Secret};
 const AT_ONCE: usize = 4;
 /// How long an answer is remembered.
 const MEMO: Duration = Duration::from_secs(60);
+/// How long it is remembered that a helper has nothing: somebody may be logging in at this moment.
+const NOT_FOUND_MEMO: Duration = Duration::from_secs(10);
 /// How long a failure is remembered, so that a burst of reads does not start a burst of failing helpers.
 const FAILURE_MEMO: Duration = Duration::from_secs(2);
 /// The longest pause before a refused answer is asked for anew.
@@ -229,6 +231,7 @@ impl Helpers {
         let kept = match memo.answer {
             Err(_) => FAILURE_MEMO,
             Ok(_) if refused => pause(memo.repeats),
+            Ok(HelperAnswer::NotFound) => NOT_FOUND_MEMO,
             Ok(_) => MEMO,
         };
         match memo.at.elapsed() < kept {

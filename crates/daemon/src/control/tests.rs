@@ -106,6 +106,31 @@ async fn clients_that_hang_take_no_more_than_their_places() {
     assert_eq!(status, 200, "places come back");
 }
 
+#[tokio::test]
+async fn a_process_without_root_is_told_to_become_root() {
+    let rig = rig();
+    let everybody = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    everybody(rig.path.parent().unwrap(), 0o755);
+    everybody(&rig.path, 0o666);
+    let path = rig.path.clone();
+    // A thread of its own, which ends here: others of the process keep their rights.
+    let stream = std::thread::spawn(move || {
+        let nobody = rustix::process::Uid::from_raw(65534);
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).expect("needs root");
+        std::os::unix::net::UnixStream::connect(path).unwrap()
+    });
+    let stream = stream.join().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let mut stream = UnixStream::from_std(stream).unwrap();
+    stream.write_all(&post(r#"{"image":"reg.example/a:1"}"#)).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("run the command as root"), "{answer}");
+    assert!(!answer.contains("reg.example"));
+}
+
 #[test]
 fn the_socket_is_beside_the_daemons_own() {
     assert_eq!(beside(&Address::Path("/x/s.sock".into())), Path::new("/x/control.sock"));

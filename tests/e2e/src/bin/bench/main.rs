@@ -5,6 +5,7 @@
 //! fallback fails the run; it is not a slow sample.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
+mod auth;
 mod limits;
 mod node;
 mod rows;
@@ -31,7 +32,7 @@ struct Arguments {
 
 const USAGE: &str = "\
 usage: cargo xtask bench [--peer DIR] [--rounds N] [--only PART,...]
-parts: index, big, read, files10k, files100k, py, far, background, layers127, restart, idle500";
+parts: index, big, read, files10k, files100k, py, far, background, layers127, restart, idle500, auth";
 
 fn main() -> ExitCode {
     match run() {

@@ -34,6 +34,7 @@ pub(crate) const PARTS: &[(&str, Measure)] = &[
     ("layers127", node::layers127),
     ("restart", node::restart),
     ("idle500", node::idle500),
+    ("auth", crate::auth::auth),
 ];
 
 /// Nothing but what a reader asks for is fetched.

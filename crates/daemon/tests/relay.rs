@@ -1,0 +1,268 @@
+//! The whole daemon between a kubelet and a containerd that calls back, and between strangers and what is not theirs.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::client::conn::http2::SendRequest;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use soci_auth::AuthBoard;
+use soci_auth::keychain::cri::CriStore;
+use soci_snapshotter::service::Unmount;
+use soci_snapshotter_grpc::config::Raw;
+use soci_snapshotter_grpc::daemon::Wiring;
+use soci_snapshotter_grpc::peers::REFUSAL;
+use soci_snapshotter_grpc::proto::snapshots as wire;
+use soci_snapshotter_grpc::proto::snapshots::snapshots_client::SnapshotsClient;
+use soci_snapshotter_grpc::{Config, Daemon, Options};
+use support::{Script, client, labels};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Barrier;
+use tokio::time::timeout;
+use tonic::transport::Endpoint;
+use tonic::{Code, Request as Call};
+
+/// Nothing here takes longer, on any machine.
+const LONG: Duration = Duration::from_secs(120);
+
+struct Node {
+    root: tempfile::TempDir,
+    daemon: Daemon,
+    store: Arc<CriStore>,
+}
+
+impl Node {
+    async fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let config = Config {
+            check_overlay: false,
+            cri: Some(root.path().join("containerd.sock")),
+            ..Config::check(&Raw::default()).unwrap()
+        };
+        let options = Options {
+            address: root.path().join("run/s.sock").display().to_string().parse().unwrap(),
+            root: root.path().join("state"),
+            metrics: Default::default(),
+            config,
+        };
+        let store = CriStore::new(Arc::new(AuthBoard::new()));
+        let pulls = Some(Arc::clone(&store));
+        let daemon =
+            Daemon::start(options, |_| Ok(Wiring { provider: Script::default().shared(), pulls })).await;
+        Self { root, daemon: daemon.unwrap(), store }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.root.path().join("run/s.sock")
+    }
+
+    /// Plays containerd: answers every image call with what `answer` makes of its bytes.
+    fn containerd<F>(&self, answer: impl Fn(Bytes) -> F + Clone + Send + Sync + 'static)
+    where
+        F: Future<Output = Bytes> + Send + 'static,
+    {
+        let listener = UnixListener::bind(self.root.path().join("containerd.sock")).unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let answer = answer.clone();
+                let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let answer = answer.clone();
+                    async move {
+                        let asked = request.into_body().collect().await.map(|body| body.to_bytes());
+                        Ok::<_, Infallible>(answered(answer(asked.unwrap_or_default()).await))
+                    }
+                });
+                tokio::spawn(async move {
+                    let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                        .max_concurrent_streams(4096)
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+    }
+
+    async fn kubelet(&self) -> SendRequest<Full<Bytes>> {
+        http2(UnixStream::connect(self.socket()).await.unwrap()).await
+    }
+}
+
+async fn http2(stream: UnixStream) -> SendRequest<Full<Bytes>> {
+    let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+fn answered(message: Bytes) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
+    let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("0"))]);
+    let frames = [Frame::data(framed(&message)), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
+    let body = StreamBody::new(futures::stream::iter(frames)).boxed_unsync();
+    Response::builder().header("content-type", "application/grpc").body(body).unwrap()
+}
+
+fn framed(message: &[u8]) -> Bytes {
+    let mut body = BytesMut::new();
+    body.put_u8(0);
+    body.put_u32(u32::try_from(message.len()).unwrap());
+    body.put_slice(message);
+    body.freeze()
+}
+
+fn field(number: u8, value: &[u8]) -> Vec<u8> {
+    [&[number << 3 | 2, u8::try_from(value.len()).unwrap()], value].concat()
+}
+
+fn pull(image: &str) -> Bytes {
+    let login = [field(1, b"user"), field(2, b"password")].concat();
+    framed(&[field(1, &field(1, image.as_bytes())), field(2, &login)].concat())
+}
+
+fn image_call(method: &str, body: Bytes) -> Request<Full<Bytes>> {
+    Request::post(format!("http://localhost/runtime.v1.ImageService/{method}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Full::new(body))
+        .unwrap()
+}
+
+/// Sends a call and returns its gRPC status, wherever that is.
+async fn status(sender: &mut SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Option<String> {
+    let text = |headers: &HeaderMap| Some(headers.get("grpc-status")?.to_str().unwrap().to_owned());
+    let answer = timeout(LONG, sender.send_request(request)).await.unwrap().ok()?;
+    let early = text(answer.headers());
+    let body = timeout(LONG, answer.into_body().collect()).await.unwrap().ok()?;
+    early.or_else(|| text(body.trailers()?))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t85_two_hundred_pulls_at_once_each_call_prepare_back() {
+    const PULLS: usize = 200;
+    let node = Node::new().await;
+    let (socket, all) = (node.socket(), Arc::new(Barrier::new(PULLS)));
+    let snapshots = client(&socket).await;
+    node.containerd(move |asked| {
+        let (mut snapshots, all) = (snapshots.clone(), Arc::clone(&all));
+        async move {
+            // Every pull is under way before the first of them asks for its snapshot.
+            all.wait().await;
+            let target =
+                format!("sha256:{}", soci_oci::Digest::of(&asked).to_string().rsplit(':').next().unwrap());
+            let request = wire::PrepareSnapshotRequest {
+                snapshotter: "soci".into(),
+                key: format!("extract {target}"),
+                parent: String::new(),
+                labels: labels(&target),
+            };
+            let mut request = Call::new(request);
+            request.metadata_mut().insert("containerd-namespace", "k8s.io".parse().unwrap());
+            let prepared = snapshots.prepare(request).await.unwrap_err();
+            assert_eq!(prepared.code(), Code::AlreadyExists, "the layer is there: {prepared}");
+            Bytes::from(field(1, b"sha256:id"))
+        }
+    });
+    let kubelet = node.kubelet().await;
+    let pulls =
+        (0..PULLS).map(|at| {
+            let mut kubelet = kubelet.clone();
+            async move {
+                status(&mut kubelet, image_call("PullImage", pull(&format!("reg.example/a:{at}")))).await
+            }
+        });
+    let ended = timeout(LONG, futures::future::join_all(pulls)).await.expect("no deadlock");
+    assert!(ended.iter().all(|code| code.as_deref() == Some("0")), "{ended:?}");
+    assert_eq!(node.store.len(), PULLS);
+    node.daemon.stop(Unmount::No).await;
+}
+
+#[tokio::test]
+async fn a_mebibyte_of_metadata_and_half_a_frame_cost_their_call_only() {
+    let node = Node::new().await;
+    node.containerd(|_| async { Bytes::from_static(b"\x08\x01") });
+    let mut kubelet = node.kubelet().await;
+    let mut large = image_call("ImageStatus", framed(b""));
+    for at in 0..64 {
+        let name: http::HeaderName = format!("x-filler-{at}").parse().unwrap();
+        large.headers_mut().insert(name, HeaderValue::from_str(&"x".repeat(16 << 10)).unwrap());
+    }
+    assert_ne!(status(&mut kubelet, large).await.as_deref(), Some("0"), "1 MiB of metadata is refused");
+
+    // A message that announces more than it brings is containerd's to judge; nothing is learnt from it.
+    let mut kubelet = node.kubelet().await;
+    let half = pull("reg.example/a:1");
+    let half = half.slice(..half.len() - 3);
+    assert_eq!(status(&mut kubelet, image_call("PullImage", half)).await.as_deref(), Some("0"));
+    assert!(node.store.is_empty());
+
+    // A connection that breaks off within a frame, and one that speaks another protocol.
+    for bytes in [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x10\x04"[..], b"GET / HTTP/1.1\r\n\r\n"] {
+        let mut stream = UnixStream::connect(node.socket()).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        let _ = timeout(LONG, stream.read_to_end(&mut rest)).await.expect("the connection is closed");
+    }
+    let answer = status(&mut node.kubelet().await, image_call("ImageStatus", framed(b""))).await;
+    assert_eq!(answer.as_deref(), Some("0"), "everybody else is served");
+    node.daemon.stop(Unmount::No).await;
+}
+
+/// Connects as a user without rights, as the kernel sees it: the thread that connects gives its rights up.
+async fn connect_as_nobody(socket: &Path) -> UnixStream {
+    use rustix::thread::set_thread_res_uid;
+    let nobody = rustix::process::Uid::from_raw(65534);
+    let socket = socket.to_owned();
+    let connect = move || {
+        set_thread_res_uid(nobody, nobody, nobody).expect("needs root");
+        std::os::unix::net::UnixStream::connect(socket).unwrap()
+    };
+    // A thread of its own, which ends here: others of the process keep their rights.
+    let stream = std::thread::spawn(connect).join().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    UnixStream::from_std(stream).unwrap()
+}
+
+#[tokio::test]
+async fn a_process_without_root_is_refused_on_a_socket_that_lets_it_connect() {
+    let node = Node::new().await;
+    node.containerd(|_| async { Bytes::new() });
+    // As a service manager's unit might have it.
+    for (path, mode) in [("", 0o755), ("run", 0o755), ("run/s.sock", 0o666)] {
+        let path = node.root.path().join(path);
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let stream = connect_as_nobody(&node.socket()).await;
+    let mut kubelet = http2(stream).await;
+    let refused = status(&mut kubelet, image_call("PullImage", pull("reg.example/a:1"))).await;
+    assert_eq!(refused.as_deref(), Some("7"), "PERMISSION_DENIED");
+    assert!(node.store.is_empty(), "a stranger plants no credential");
+
+    let stream = std::sync::Mutex::new(Some(connect_as_nobody(&node.socket()).await));
+    let connect = tower::service_fn(move |_| {
+        let stream = stream.lock().unwrap().take();
+        async move {
+            stream.map(TokioIo::new).ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected))
+        }
+    });
+    let channel = Endpoint::from_static("http://localhost").connect_with_connector(connect).await.unwrap();
+    let request = wire::StatSnapshotRequest { snapshotter: "soci".into(), key: "x".into() };
+    let refused = SnapshotsClient::new(channel).stat(Call::new(request)).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::PermissionDenied, REFUSAL));
+    node.daemon.stop(Unmount::No).await;
+}

@@ -195,7 +195,7 @@ fn observer(metrics: Metrics) -> Observer {
         tracing::info!(
             image = verdict.image,
             namespace = verdict.namespace,
-            digest = %verdict.manifest,
+            digest = verdict.manifest.map(|manifest| manifest.to_string()).unwrap_or_default(),
             verdict = verdict.word(),
             reasons = reasons.join(","),
             cause = verdict.cause.as_deref().unwrap_or_default(),

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use soci_auth::AuthBoard;
 use soci_auth::board::Pin;
 use soci_fs::{FuseHub, HeaderCheck, OpaqueXattr};
+use soci_index::prefetch::Prefetch;
 use soci_layer::unpack::Below;
 use soci_layer::{BackgroundSettings, LayerPool, Settings as ReaderSettings, SpanCache};
 use soci_oci::Digest;
@@ -30,7 +31,7 @@ use soci_snapshotter::{
     ReleaseError, ResolveError, RestoreError, SnapshotDir, UnpackError, Usage,
 };
 use soci_store::{Containerd, ContentStore, LocalStore};
-use soci_ztoc::SpanId;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -54,6 +55,8 @@ use mounted::{Ground, Mounted};
 use session::{Image, Sessions};
 use ztocs::Ztocs;
 
+/// How long background work waits for a prefetch artifact that is on its way.
+const PREFETCH_PATIENCE: Duration = Duration::from_secs(10);
 /// How often images that nobody pulls any more are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
 
@@ -226,17 +229,31 @@ impl Live {
     }
 
     /// Notes a new mount and starts what it does in the background.
-    fn admit(&self, at: &SnapshotDir, mounted: Mounted, prefetch: Vec<SpanId>) -> Arc<Mounted> {
+    fn admit(
+        &self,
+        at: &SnapshotDir,
+        mounted: Mounted,
+        prefetch: Option<watch::Receiver<Option<Prefetch>>>,
+    ) -> Arc<Mounted> {
         let mounted = Arc::new(mounted);
-        if let Some(reader) = mounted.reader() {
-            if !prefetch.is_empty() {
-                reader.prefetch(prefetch);
-            }
-            if self.background {
-                reader.complete_for(mounted.image.as_ref().unwrap_or(&mounted.layer));
-            }
-        }
         self.mounts.lock().insert(at.id(), Arc::clone(&mounted));
+        let background = self.background;
+        let Some(mut coming) = prefetch else {
+            mounted.fetch_ahead(None, background);
+            return mounted;
+        };
+        // What is to come first is not known yet; the mount does not wait for it, but what comes second does.
+        let (weak, stop) = (Arc::downgrade(&mounted), self.stop.clone());
+        self.tracker.spawn(async move {
+            let known = tokio::time::timeout(PREFETCH_PATIENCE, coming.wait_for(Option::is_some));
+            let artifact = tokio::select! {
+                known = known => known.ok().and_then(Result::ok).and_then(|artifact| artifact.clone()),
+                () = stop.cancelled() => return,
+            };
+            if let Some(mounted) = weak.upgrade() {
+                mounted.fetch_ahead(artifact.as_ref(), background);
+            }
+        });
         mounted
     }
 
@@ -369,7 +386,9 @@ impl LayerProvider for Live {
         self.unmount(at).await?;
         self.pins.lock().remove(&at.id());
         if let Some(ztoc) = self.claims.unclaim(at.id()) {
-            self.sessions.abandon(&ztoc);
+            if !self.claims.is_claimed(&ztoc) {
+                self.sessions.abandon(&ztoc);
+            }
             let live = self.this.upgrade();
             let deleting =
                 tokio::task::spawn_blocking(move || live.iter().for_each(|live| live.forget(&ztoc)));

@@ -3,231 +3,18 @@
 
 mod support;
 
-use std::ffi::CString;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::mount::{MountFlags, UnmountFlags};
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::{Value, json};
+use rustix::process::Signal;
 use soci_oci::{Digest, labels};
 use soci_snapshotter_grpc::proto::snapshots as wire;
-use soci_testkit::layer_gen::{Attr, Layer, LayerBuilder, Numbers};
-use soci_testkit::{AuthMode, Listener, Options, TestRegistry, mounts};
+use soci_testkit::Listener;
 use support::image::{Published, publish};
-use support::{Client, client};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tonic::{Code, Request};
-
-const CONFIG: &str = "[background_fetch]\ndisable = true\n[content_store]\ncontainerd_address = '/nonexistent/c.sock'\n\
-                      [blob]\nfetching_timeout_sec = 5\n[http]\nMaxRetries = 1\n";
-
-/// A daemon on a root directory of its own; mounts and process go when it is dropped.
-struct Stage {
-    dir: tempfile::TempDir,
-    child: Child,
-    log: Arc<Mutex<Vec<Value>>>,
-    client: Client,
-}
-
-impl Stage {
-    async fn new(registry: &TestRegistry, config: &str) -> Self {
-        assert!(rustix::process::geteuid().is_root(), "needs root: mounts FUSE and overlay");
-        let dir = tempfile::tempdir().unwrap();
-        let login =
-            json!({ "auths": { registry.host(): { "username": "reader", "password": "pass-word-1" } } });
-        std::fs::write(dir.path().join("config.json"), login.to_string()).unwrap();
-        std::fs::write(dir.path().join("ca.pem"), registry.ca_pem()).unwrap();
-        let metrics = dir.path().join("m.sock");
-        let metrics = format!("metrics_network = 'unix'\nmetrics_address = '{}'\n", metrics.display());
-        std::fs::write(dir.path().join("config.toml"), metrics + config).unwrap();
-        let (child, log) = launch(dir.path());
-        let client = client(&dir.path().join("s.sock")).await;
-        Self { dir, child, log, client }
-    }
-
-    async fn start_again(&mut self) {
-        let (child, log) = launch(self.dir.path());
-        (self.child, self.log) = (child, log);
-        self.client = client(&self.dir.path().join("s.sock")).await;
-    }
-
-    fn end(&mut self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn state(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
-    async fn prepare(
-        &mut self,
-        key: &str,
-        parent: &str,
-        labels: std::collections::HashMap<String, String>,
-    ) -> Result<Vec<soci_snapshotter_grpc::proto::types::Mount>, tonic::Status> {
-        let request = wire::PrepareSnapshotRequest {
-            snapshotter: "soci".into(),
-            key: key.into(),
-            parent: parent.into(),
-            labels,
-        };
-        let mut request = Request::new(request);
-        request.metadata_mut().insert("containerd-namespace", "k8s.io".parse().unwrap());
-        Ok(self.client.prepare(request).await?.into_inner().mounts)
-    }
-
-    /// Prepares one layer as containerd does; returns what `Prepare` answered and the chain id.
-    async fn pull_layer(&mut self, published: &Published, number: usize) -> (Option<Code>, String) {
-        let chain = |count: usize| {
-            soci_testkit::image::Image {
-                layers: published.image.layers[..count].to_vec(),
-                ..published.image.clone()
-            }
-            .chain_id()
-        };
-        let target = chain(number + 1);
-        let parent = if number == 0 { String::new() } else { chain(number) };
-        let labels = [
-            (labels::TARGET, target.clone()),
-            (labels::IMAGE_REF, published.reference.clone()),
-            (labels::MANIFEST_DIGEST, published.manifest.to_string()),
-            (labels::LAYER_DIGEST, published.image.layers[number].digest.clone()),
-        ];
-        let labels = labels.map(|(key, value)| (key.to_owned(), value)).into();
-        let answer = self.prepare(&format!("extract-{number}"), &parent, labels).await;
-        (answer.err().map(|status| status.code()), target)
-    }
-
-    async fn pull(&mut self, published: &Published) -> String {
-        let mut top = String::new();
-        for number in 0..published.image.layers.len() {
-            let (code, target) = self.pull_layer(published, number).await;
-            assert_eq!(code, Some(Code::AlreadyExists), "layer {number}: {:#?}", self.log.lock().unwrap());
-            top = target;
-        }
-        top
-    }
-
-    async fn label(&mut self, name: &str, label: &str) -> String {
-        let stat = wire::StatSnapshotRequest { key: name.to_owned(), ..Default::default() };
-        let info = self.client.stat(stat).await.unwrap().into_inner().info.unwrap();
-        info.labels.get(label).cloned().unwrap_or_default()
-    }
-
-    /// Mounts what the snapshotter answered, as containerd would, and returns where.
-    fn mount(&self, answer: &[soci_snapshotter_grpc::proto::types::Mount]) -> PathBuf {
-        let at = self.dir.path().join("merged");
-        std::fs::create_dir_all(&at).unwrap();
-        assert_eq!(answer.len(), 1);
-        assert_eq!(answer[0].r#type, "overlay");
-        let options = CString::new(answer[0].options.join(",")).unwrap();
-        rustix::mount::mount("overlay", &at, "overlay", MountFlags::empty(), options.as_c_str()).unwrap();
-        at
-    }
-
-    fn unmount(&self) {
-        rustix::mount::unmount(self.dir.path().join("merged"), UnmountFlags::DETACH).unwrap();
-    }
-
-    async fn metrics(&self) -> String {
-        let mut stream = tokio::net::UnixStream::connect(self.dir.path().join("m.sock")).await.unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.unwrap();
-        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-        text
-    }
-
-    fn fuse_mounts(&self) -> usize {
-        mounts::fuse(self.dir.path()).unwrap().len()
-    }
-
-    fn messages(&self, text: &str) -> Vec<Value> {
-        let log = self.log.lock().unwrap();
-        log.iter().filter(|line| line["msg"].as_str().unwrap_or_default().contains(text)).cloned().collect()
-    }
-
-    /// Waits for a line of the log.
-    async fn wait_for(&self, text: &str) -> Value {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            if let Some(line) = self.messages(text).pop() {
-                return line;
-            }
-            assert!(Instant::now() < deadline, "no line {text:?} in {:#?}", self.log.lock().unwrap());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        mounts::detach(self.dir.path());
-    }
-}
-
-fn launch(dir: &Path) -> (Child, Arc<Mutex<Vec<Value>>>) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_soci-snapshotter-grpc"))
-        .args(["--log-level", "debug"])
-        .env_clear()
-        .env("DOCKER_CONFIG", dir)
-        .env("SSL_CERT_FILE", dir.join("ca.pem"))
-        .env("SOCI_SNAPSHOTTER_ADDRESS", dir.join("s.sock"))
-        .env("SOCI_SNAPSHOTTER_CONFIG", dir.join("config.toml"))
-        .env("SOCI_SNAPSHOTTER_ROOT", dir.join("state"))
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let stderr = BufReader::new(child.stderr.take().unwrap());
-    let log = Arc::new(Mutex::new(Vec::new()));
-    let (sink, (started, ready)) = (Arc::clone(&log), std::sync::mpsc::channel());
-    std::thread::spawn(move || {
-        for line in stderr.lines() {
-            let Ok(line) = line else { return };
-            let value: Value = serde_json::from_str(&line).unwrap_or_else(|_| json!({ "msg": line }));
-            let done = value["msg"].as_str().is_some_and(|msg| msg.contains("successfully started"));
-            sink.lock().unwrap().push(value);
-            if done {
-                let _ = started.send(());
-            }
-        }
-    });
-    if ready.recv_timeout(Duration::from_secs(30)).is_err() {
-        let _ = child.kill();
-        panic!("the daemon does not start: {:#?}", log.lock().unwrap());
-    }
-    (child, log)
-}
-
-async fn registry() -> TestRegistry {
-    TestRegistry::start(Options::default().auth(AuthMode::Bearer, "reader", "pass-word-1")).await.unwrap()
-}
-
-/// A base with a private directory and a large file, a layer that only implies that directory, and a third one.
-fn layers() -> (Vec<Layer>, Vec<u8>) {
-    let big = Numbers::new(7).bytes(5 << 20);
-    let base = LayerBuilder::new()
-        .dir("etc/", &Attr::mode(0o700).owned(5, 6))
-        .file("etc/keep", &Attr::default(), b"kept\n")
-        .file("etc/gone", &Attr::default(), b"gone\n")
-        .file("big", &Attr::default(), &big)
-        .gzip();
-    let middle = LayerBuilder::new()
-        .file("etc/added", &Attr::mode(0o640).owned(1, 2), b"added\n")
-        .whiteout("etc/gone")
-        .gzip();
-    let top = LayerBuilder::new().file("etc/top", &Attr::default(), b"top\n").gzip();
-    (vec![base, middle, top], big)
-}
+use support::stage::{CONFIG, Stage, chains, layers, registry};
+use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_private_image_is_pulled_read_and_read_again_without_the_registry() {
@@ -314,15 +101,6 @@ async fn a_private_image_is_pulled_read_and_read_again_without_the_registry() {
     }
 }
 
-fn chains(published: &Published) -> Vec<String> {
-    (1..=published.image.layers.len())
-        .map(|count| {
-            let layers = published.image.layers[..count].to_vec();
-            soci_testkit::image::Image { layers, ..published.image.clone() }.chain_id()
-        })
-        .collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn later_layers_need_no_network() {
     let registry = registry().await;
@@ -371,6 +149,7 @@ async fn an_image_without_index_or_login_is_left_to_containerd() {
         image: published.image.clone(),
         reference: published.reference.clone(),
         ztocs: Vec::new(),
+        index: published.index,
     };
     registry.put_manifest("team/app", "plain", &plain.image.media_type, plain.image.manifest.clone());
     let mut stage = Stage::new(&registry, CONFIG).await;

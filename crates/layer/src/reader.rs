@@ -52,11 +52,16 @@ impl LayerReader {
         self.core.spans.compressed_size()
     }
 
-    /// Returns how many bytes of the blob are in the cache, in whichever form.
+    /// Returns how many bytes of the blob are in the cache, in whichever form; all of them once every span is, though a blob
+    /// has some that belong to none.
     pub fn fetched_bytes(&self) -> u64 {
         let spans = self.core.shared.cache.spans(&self.core.ztoc);
-        let known = spans.into_iter().filter(|span| span.0 < self.core.spans.len());
-        known.map(|span| self.core.compressed_len(span)).sum()
+        let count = self.core.spans.len();
+        let known: Vec<SpanId> = spans.into_iter().filter(|span| span.0 < count).collect();
+        if known.len() == count as usize {
+            return self.size();
+        }
+        known.into_iter().map(|span| self.core.compressed_len(span)).sum()
     }
 
     /// Returns how many bytes of the blob readers touched since the layer was opened, in whole spans, each counted once.

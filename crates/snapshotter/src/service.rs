@@ -175,6 +175,12 @@ impl Snapshotter {
                     reason = %Reason::NoLabels,
                     "failed to prepare remote snapshot; deferring to container runtime"
                 );
+                if request.parent.is_empty() {
+                    let outcome =
+                        if self.0.modes.strict { Outcome::Refused } else { Outcome::Left }(Reason::NoLabels);
+                    let namespace = request.namespace.as_deref();
+                    self.0.verdicts.unlabelled(namespace, outcome, chain(&error));
+                }
                 if self.0.modes.strict {
                     return Err(layer::refusal(Reason::NoLabels, &chain(&error)));
                 }
@@ -457,7 +463,7 @@ impl Snapshotter {
     }
 
     /// Returns the directory of a lower layer, mounted.
-    async fn serve(&self, ancestor: &Ancestor) -> Result<std::path::PathBuf, Error> {
+    pub(crate) async fn serve(&self, ancestor: &Ancestor) -> Result<std::path::PathBuf, Error> {
         if ancestor.record.lazy.is_none() {
             return Ok(ancestor.dir.fs());
         }

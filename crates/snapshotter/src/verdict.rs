@@ -42,8 +42,8 @@ pub struct Verdict {
     pub namespace: String,
     /// The image.
     pub image: String,
-    /// Digest of its manifest.
-    pub manifest: Digest,
+    /// Digest of its manifest; none where the labels do not say which image it is.
+    pub manifest: Option<Digest>,
     /// Layers mounted lazily.
     pub lazy: usize,
     /// Layers that were there already.
@@ -154,7 +154,7 @@ impl Verdicts {
             let complete = whole || pull.layers.is_some_and(|layers| pull.outcomes.len() >= layers);
             let verdict = (complete && !pull.given).then(|| {
                 pull.given = true;
-                pull.verdict(&key)
+                pull.verdict(&key.0, Some(key.1))
             });
             (verdict, new)
         };
@@ -164,6 +164,21 @@ impl Verdicts {
         if new {
             self.watch(key);
         }
+    }
+
+    /// Gives the verdict on a pull whose labels do not name the image. Called for its lowest layer, so that it is one.
+    pub fn unlabelled(&self, namespace: Option<&str>, outcome: Outcome, cause: String) {
+        let now = Instant::now();
+        let pull = Pull {
+            image: String::new(),
+            outcomes: HashMap::from([(Digest::of(b""), outcome)]),
+            layers: None,
+            cause: Some(cause),
+            first: now,
+            last: now,
+            given: true,
+        };
+        (self.observer)(&pull.verdict(namespace.unwrap_or_default(), None));
     }
 
     fn watch(&self, key: Key) {
@@ -178,7 +193,10 @@ impl Verdicts {
                 }
                 let mut pulls = pulls.lock();
                 if pulls.get(&key).is_none_or(|pull| pull.last.elapsed() >= IDLE) {
-                    break pulls.remove(&key).filter(|pull| !pull.given).map(|pull| pull.verdict(&key));
+                    break pulls
+                        .remove(&key)
+                        .filter(|pull| !pull.given)
+                        .map(|pull| pull.verdict(&key.0, Some(key.1)));
                 }
             };
             if let Some(verdict) = verdict {
@@ -195,11 +213,11 @@ impl fmt::Debug for Verdicts {
 }
 
 impl Pull {
-    fn verdict(&self, key: &Key) -> Verdict {
+    fn verdict(&self, namespace: &str, manifest: Option<Digest>) -> Verdict {
         let mut verdict = Verdict {
-            namespace: key.0.clone(),
+            namespace: namespace.to_owned(),
             image: self.image.clone(),
-            manifest: key.1,
+            manifest,
             lazy: 0,
             present: 0,
             unpacked: 0,

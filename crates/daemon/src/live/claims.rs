@@ -61,10 +61,9 @@ impl Claims {
         self.state.lock().by_snapshot.get(&snapshot).copied()
     }
 
-    /// Whether a snapshot claims any of `ztocs`.
-    pub fn is_any_claimed(&self, ztocs: &[Digest]) -> bool {
-        let state = self.state.lock();
-        ztocs.iter().any(|ztoc| state.claimed.contains_key(ztoc))
+    /// Whether a snapshot claims `ztoc`.
+    pub fn is_claimed(&self, ztoc: &Digest) -> bool {
+        self.state.lock().claimed.contains_key(ztoc)
     }
 
     /// Holds `ztocs`.
@@ -150,7 +149,7 @@ mod tests {
         assert_eq!(claims.unclaim(1), Some(ztoc));
         assert_eq!(claims.unclaim(1), None);
         assert!(!deleted(), "one snapshot");
-        assert!(claims.is_any_claimed(&[Digest::of(b"other"), ztoc]));
+        assert!(claims.is_claimed(&ztoc));
         claims.claim(2, Digest::of(b"other"));
         assert!(deleted(), "it has another zTOC now");
     }

@@ -9,13 +9,14 @@ use soci_fs::{
     FsMeter, FsOptions, FuseHub, HeaderCheck, Inode, LayerFs, LayerState, LayerTree, MountOptions,
     OpaqueXattr, ServeOptions, Session, TreeOptions, Unmount,
 };
+use soci_index::prefetch::Prefetch;
 use soci_layer::unpack::{Below, DirAttr};
 use soci_layer::{LayerPool, LayerReader, LayerSpec};
 use soci_oci::{BlobSource, Digest};
 use soci_snapshotter::SnapshotDir;
 use soci_snapshotter::error::chain;
 use soci_snapshotter::provider::{DirOwner, ImpliedDir, MAX_REFERENCES, SetbackKind, Xattr};
-use soci_ztoc::Ztoc;
+use soci_ztoc::{SpanId, Ztoc};
 
 use crate::metrics::{Series, Timing};
 
@@ -114,6 +115,24 @@ impl Mounted {
         let over = (readers.len() + 1).saturating_sub(MAX_REFERENCES);
         readers.drain(..over);
         readers.push(reader);
+    }
+
+    /// Has what `prefetch` names fetched first and, in the background, the rest. Returns at once.
+    pub fn fetch_ahead(&self, prefetch: Option<&Prefetch>, background: bool) {
+        let Some(reader) = self.reader() else { return };
+        match prefetch.map(|artifact| artifact.spans(self.spans)) {
+            Some(Ok(ranges)) => {
+                reader.prefetch(ranges.into_iter().flatten().map(SpanId));
+            }
+            // A range outside the layer makes it void.
+            Some(Err(error)) => {
+                tracing::warn!(layer = %self.layer, error = %chain(&error), "prefetch artifact is not used");
+            }
+            None => {}
+        }
+        if background {
+            reader.complete_for(self.image.as_ref().unwrap_or(&self.layer));
+        }
     }
 
     /// Returns where it is mounted.

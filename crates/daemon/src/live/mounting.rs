@@ -14,7 +14,7 @@ use soci_snapshotter::error::chain;
 use soci_snapshotter::plan::ResolveErrorKind;
 use soci_snapshotter::provider::{ImpliedDir, Reference, SetbackKind};
 use soci_snapshotter::{Ancestor, LayerRequest, MountRecord, ResolveError, SnapshotDir};
-use soci_ztoc::{DecodeLimits, SpanId, Ztoc};
+use soci_ztoc::{DecodeLimits, Ztoc};
 
 use super::Live;
 use super::below::Layers;
@@ -54,8 +54,7 @@ impl Live {
             self.claims.unclaim(at.id());
         }
         let (mounted, implied, layer_size) = mounted?;
-        let prefetch = prefetch(&ready, &mounted);
-        let mounted = self.admit(at, mounted, prefetch);
+        let mounted = self.admit(at, mounted, ready.prefetch.clone());
         self.pins.lock().insert(at.id(), vec![self.board.pin(&layer.image.key())]);
         Ok(MountRecord {
             references: vec![Reference::from(layer)],
@@ -187,7 +186,7 @@ impl Live {
             mounted::mount(&ground, plan, &at_dir, &implied).map_err(|failed| failed.message)
         });
         let mounted = mounted.await.map_err(|error| error.to_string())??;
-        self.admit(at, mounted, Vec::new());
+        self.admit(at, mounted, None);
         Ok(())
     }
 
@@ -242,18 +241,6 @@ fn decode(digest: &Digest, bytes: Bytes) -> Result<Ztoc, String> {
 
 fn chain_of(error: &(dyn std::error::Error + 'static), what: &str) -> String {
     format!("{what}: {}", chain(error))
-}
-
-/// Returns the spans that the layer's prefetch artifact names; a range outside the layer makes it void.
-fn prefetch(ready: &Ready, mounted: &Mounted) -> Vec<SpanId> {
-    let Some(artifact) = ready.prefetch.lock().take() else { return Vec::new() };
-    match artifact.spans(mounted.spans) {
-        Ok(ranges) => ranges.into_iter().flatten().map(SpanId).collect(),
-        Err(error) => {
-            tracing::warn!(error = %chain(&error), "prefetch artifact is not used");
-            Vec::new()
-        }
-    }
 }
 
 /// Returns what kind of setback it is that an image could not be resolved.

@@ -81,8 +81,8 @@ pub struct Ready {
     pub size: u64,
     /// Whether no file of the layer has extended attributes.
     pub disable_xattrs: bool,
-    /// Spans to fetch first.
-    pub prefetch: Mutex<Option<Prefetch>>,
+    /// Spans to fetch first, once they are known; it closes when none will come. None where the index has none.
+    pub prefetch: Option<watch::Receiver<Option<Prefetch>>>,
     /// Decoded, until somebody takes it.
     pub decoded: Mutex<Option<Ztoc>>,
 }
@@ -205,14 +205,14 @@ impl Sessions {
         self.resolving.run(key, resolve).await.map_err(lost)?
     }
 
-    /// Ends the sessions of images that were removed: those with `ztoc` of which no snapshot is left and that no Prepare
-    /// is using.
+    /// Ends the sessions of images with `ztoc`, the last snapshot with which is gone, unless a Prepare is using them. A pull
+    /// that is under way nevertheless resolves its image once more.
     pub fn abandon(&self, ztoc: &Digest) {
         self.end(|known| {
-            known.outcome.as_ref().is_ok_and(|image| {
-                let ztocs = image.hold.ztocs();
-                Arc::strong_count(image) == 1 && ztocs.contains(ztoc) && !self.claims.is_any_claimed(ztocs)
-            })
+            known
+                .outcome
+                .as_ref()
+                .is_ok_and(|image| Arc::strong_count(image) == 1 && image.hold.ztocs().contains(ztoc))
         });
     }
 
@@ -348,13 +348,23 @@ impl Sessions {
         let hold = Arc::new(
             self.claims.hold(layers.keys().filter_map(|layer| Some(index.ztoc(layer)?.digest)).collect()),
         );
+        let wanted = |layer: &&Digest| self.settings.prefetch && index.prefetch(layer).is_some();
+        let (prefetches, coming) = layers
+            .keys()
+            .filter(wanted)
+            .map(|layer| {
+                let (sender, receiver) = watch::channel(None);
+                ((*layer, sender), (*layer, receiver))
+            })
+            .unzip();
         let burst = Burst {
             image: request.image.to_string(),
             index: Arc::clone(&index),
             repository: repository.clone(),
             content: Arc::clone(&content),
             ztocs: Arc::clone(&self.ztocs),
-            prefetch: self.settings.prefetch,
+            prefetches,
+            coming,
             senders,
             hold: Arc::clone(&hold),
         };
@@ -390,33 +400,33 @@ struct Burst {
     repository: Repository,
     content: Arc<dyn ContentStore>,
     ztocs: Arc<Ztocs>,
-    prefetch: bool,
+    /// Where prefetch artifacts go that have not come yet, and where they come out.
+    prefetches: HashMap<Digest, watch::Sender<Option<Prefetch>>>,
+    coming: HashMap<Digest, watch::Receiver<Option<Prefetch>>>,
     senders: HashMap<Digest, (watch::Sender<Arrival>, Arc<Series>)>,
     hold: Arc<Hold>,
 }
 
 impl Burst {
-    async fn run(self) {
+    async fn run(mut self) {
         let context = FetchContext::new(Instant::now() + BURST, FetchClass::OnDemand);
         let artifacts = resolve(Arc::clone(&self.index), Arc::new(self.repository), self.content, context);
         let mut artifacts = std::pin::pin!(artifacts);
         let begun = Instant::now();
-        let mut early: HashMap<Digest, Prefetch> = HashMap::new();
         while let Some(artifact) = artifacts.next().await {
             let layer = artifact.layer;
             let Some((sender, series)) = self.senders.get(&layer) else { continue };
             if artifact.kind == ArtifactKind::Prefetch {
                 let decoded = artifact.bytes.map(|bytes| Prefetch::decode(&bytes));
-                match decoded {
-                    Ok(Ok(prefetch)) if self.prefetch => match &*sender.borrow() {
-                        Some(Ok(ready)) => *ready.prefetch.lock() = Some(prefetch),
-                        _ => drop(early.insert(layer, prefetch)),
-                    },
-                    Ok(Ok(_)) => {}
-                    Ok(Err(error)) => {
+                // Taken out, so that whoever waits hears of it whatever comes.
+                let sender = self.prefetches.remove(&layer);
+                match (decoded, sender) {
+                    (Ok(Ok(prefetch)), Some(sender)) => drop(sender.send_replace(Some(prefetch))),
+                    (Ok(Ok(_)), None) => {}
+                    (Ok(Err(error)), _) => {
                         tracing::warn!(%layer, error = %chain(&error), "prefetch artifact is not used")
                     }
-                    Err(error) => {
+                    (Err(error), _) => {
                         tracing::warn!(%layer, error = %chain(&error), "prefetch artifact is not used")
                     }
                 }
@@ -435,8 +445,8 @@ impl Burst {
                 tracing::warn!(image = self.image, %layer, error = %chain(error), "a zTOC cannot be used");
             }
             let stored = stored.map(|ready| {
-                *ready.prefetch.lock() = early.remove(&layer);
-                Arc::new(ready)
+                let prefetch = self.coming.get(&layer).cloned();
+                Arc::new(Ready { prefetch, ..ready })
             });
             sender.send_replace(Some(stored));
         }
@@ -459,7 +469,7 @@ fn store(ztocs: &Ztocs, artifact: soci_index::Resolved, series: &Series) -> Resu
         digest,
         size: bytes.len() as u64,
         disable_xattrs: SociIndex::disable_xattrs(&artifact.descriptor),
-        prefetch: Mutex::new(None),
+        prefetch: None,
         decoded: Mutex::new(Some(ztoc)),
     })
 }

@@ -1,6 +1,7 @@
 //! Images with a SOCI index, in the test registry.
 
 use soci_index::SociIndex;
+use soci_index::prefetch::{Prefetch, SpanRange};
 use soci_oci::{Descriptor, Digest, Manifest, annotation, media_type};
 use soci_testkit::TestRegistry;
 use soci_testkit::image::{Dialect, Image};
@@ -14,6 +15,33 @@ pub(crate) struct Published {
     pub(crate) manifest: Digest,
     pub(crate) reference: String,
     pub(crate) ztocs: Vec<Digest>,
+    /// The SOCI index.
+    pub(crate) index: Digest,
+}
+
+/// Stores an image of `layers` with a zTOC for each and, for the first, a prefetch artifact that names `spans`.
+pub(crate) fn publish_with_prefetch(
+    registry: &TestRegistry,
+    repository: &str,
+    layers: Vec<Layer>,
+    spans: &[(i32, i32)],
+) -> Published {
+    let ranges = spans.iter().map(|(start, end)| SpanRange::new(*start, *end)).collect();
+    put(registry, repository, layers, |_| true, Some(Prefetch::of(ranges).unwrap()))
+}
+
+/// Stores an image whose manifest names an index that is no index.
+pub(crate) fn publish_with_garbage(
+    registry: &TestRegistry,
+    repository: &str,
+    layers: Vec<Layer>,
+) -> Published {
+    let published = publish(registry, repository, layers, |_| true);
+    let garbage = br#"{"schemaVersion":2}"#;
+    let index = Digest::of(garbage);
+    registry.put_manifest(repository, &index.to_string(), media_type::OCI_MANIFEST, &garbage[..]);
+    let manifest = name_index(registry, repository, &published.image, &index);
+    Published { manifest, index, ..published }
 }
 
 /// Stores an image of `layers`, with an index v2 that has zTOCs for those of which `indexed` says so.
@@ -22,6 +50,16 @@ pub(crate) fn publish(
     repository: &str,
     layers: Vec<Layer>,
     indexed: impl Fn(usize) -> bool,
+) -> Published {
+    put(registry, repository, layers, indexed, None)
+}
+
+fn put(
+    registry: &TestRegistry,
+    repository: &str,
+    layers: Vec<Layer>,
+    indexed: impl Fn(usize) -> bool,
+    prefetch: Option<Prefetch>,
 ) -> Published {
     let image = Image::new(layers, Dialect::Oci, &["/bin/true"]);
     registry.put_blob(repository, image.config.clone());
@@ -45,17 +83,28 @@ pub(crate) fn publish(
         }
         artifacts.push(descriptor);
     }
+    if let Some(prefetch) = prefetch {
+        let bytes = prefetch.encode();
+        registry.put_blob(repository, bytes.clone());
+        artifacts.push(Prefetch::descriptor(&bytes, &image.layers[0].digest.parse().unwrap()));
+    }
     let index = SociIndex::new(artifacts, None);
     registry.put_blob(repository, &b"{}"[..]);
     let digest = index.digest.to_string();
     registry.put_manifest(repository, &digest, media_type::OCI_MANIFEST, index.bytes.clone());
+    let manifest = name_index(registry, repository, &image, &index.digest);
+    Published { image, manifest, reference: registry.image(repository), ztocs, index: index.digest }
+}
+
+/// Stores the image's manifest with the annotation that names an index, and returns its digest.
+fn name_index(registry: &TestRegistry, repository: &str, image: &Image, index: &Digest) -> Digest {
     let mut manifest = Manifest::decode(&image.manifest).unwrap();
-    manifest.annotations.insert(annotation::INDEX_DIGEST.to_owned(), digest);
+    manifest.annotations.insert(annotation::INDEX_DIGEST.to_owned(), index.to_string());
     let bytes = manifest.encode();
     let manifest = Digest::of(&bytes);
     registry.put_manifest(repository, &manifest.to_string(), &image.media_type, bytes.clone());
     registry.put_manifest(repository, "latest", &image.media_type, bytes);
-    Published { image, manifest, reference: registry.image(repository), ztocs }
+    manifest
 }
 
 fn ztoc(blob: &[u8]) -> (Vec<u8>, bool) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::future::join_all;
 use soci_oci::labels;
 
 use super::{Inner, Prepare, Snapshotter, VERDICT_LABEL, blocking, kept, own_like_parent};
@@ -45,7 +46,12 @@ impl Snapshotter {
         let key = (layer.namespace.clone(), layer.target.clone(), request.parent.clone());
         let job = {
             let (inner, layer, request) = (Arc::clone(&self.0), layer.clone(), request.clone());
-            move || async move { inner.make(&layer, &request).await }
+            move || async move {
+                if let Err(error) = Self(Arc::clone(&inner)).serve_below(&request.parent).await {
+                    return Done::Failed(error);
+                }
+                inner.make(&layer, &request).await
+            }
         };
         match self.0.layers.run(key, job).await {
             Ok(Done::Committed) => Err(exists(&layer.target)),
@@ -58,6 +64,19 @@ impl Snapshotter {
                 self.create(Kind::Active, request, Some(left)).await
             }
         }
+    }
+}
+
+impl Snapshotter {
+    /// Brings back what is beneath a layer, which after a start may not be mounted yet: the layer asks it about
+    /// directories, and nothing can run on it otherwise.
+    async fn serve_below(&self, parent: &str) -> Result<(), Error> {
+        if parent.is_empty() {
+            return Ok(());
+        }
+        let below = self.0.store.chain(parent)?;
+        let served = join_all(below.iter().map(|ancestor| self.serve(ancestor))).await;
+        served.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
     }
 }
 

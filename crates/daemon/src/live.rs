@@ -171,7 +171,12 @@ impl Live {
 
     /// Deletes what belongs to `ztoc` unless somebody needs it. Blocks.
     fn forget(&self, ztoc: &Digest) {
-        if !self.claims.unless_needed(ztoc, || self.ztocs.remove(ztoc)) {
+        let deleted = self.claims.unless_needed(ztoc, || {
+            // Threads that serve the mount let go of the layer a moment after it is gone: nothing may be stored by then.
+            self.pool().close(ztoc);
+            self.ztocs.remove(ztoc);
+        });
+        if !deleted {
             return;
         }
         self.metrics.forget(ztoc);

@@ -1,7 +1,7 @@
 //! The open layers of a process, and what they share: cache, memory, threads.
 //!
 //! A layer is known by its zTOC, so two images that hold it read through one set of slots and one cache, with the
-//! sources of both. A layer closes when its last reader is dropped: its requests end, its memory is freed, and its
+//! sources of both. A layer closes when its last reader is dropped, or by [`LayerPool::close`]: its requests end, its memory is freed, and its
 //! cached spans stay until they are evicted or removed.
 
 use std::collections::HashMap;
@@ -146,12 +146,23 @@ impl LayerPool {
         core.sources.remove(source);
         let Some(pool) = pool.upgrade() else { return core.close() };
         let mut layers = pool.layers.lock();
-        let Some(open) = layers.get_mut(&core.ztoc) else { return };
+        // One that was closed by force may have a successor.
+        let of_core = |open: &&mut Open| Arc::ptr_eq(&open.core, core);
+        let Some(open) = layers.get_mut(&core.ztoc).filter(of_core) else { return };
         open.readers -= 1;
         if open.readers == 0 {
             layers.remove(&core.ztoc);
             drop(layers);
             core.close();
+        }
+    }
+
+    /// Closes a layer whoever still reads it: its requests end, and nothing of it is stored any more. Readers that are left
+    /// get errors; opened again, it is a new layer.
+    pub fn close(&self, ztoc: &Digest) {
+        let open = self.layers.lock().remove(ztoc);
+        if let Some(open) = open {
+            open.core.close();
         }
     }
 

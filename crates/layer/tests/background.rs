@@ -318,3 +318,25 @@ async fn a_reader_who_joins_a_slow_background_range_is_not_slowed() {
     let chunks = reader.read_at(UncompressedOffset(0), layer.tar.len(), soon()).await.unwrap();
     assert_eq!(chunks.into_bytes(), layer.tar);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_closed_by_force_stores_nothing_more_and_opens_anew() {
+    let layer = layer(0);
+    let rig = Rig::new(small_ranges());
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    source.gate(false);
+    reader.complete();
+    until("a range is on its way", || !source.opened().is_empty()).await;
+    rig.pool.close(&layer.digest);
+    rig.pool.cache().remove_layer(&layer.digest).unwrap();
+    source.gate(true);
+    let again = rig.open(&layer, &layer.source());
+    // The old reader goes after the new one came, and takes nothing of it along.
+    drop(reader);
+    rig.quiet().await;
+    assert_eq!(rig.pool.cache().spans(&layer.digest), []);
+    assert_eq!(rig.pool.gauges().layers, 1);
+    again.complete();
+    complete(&again).await;
+}

@@ -484,10 +484,18 @@ impl Snapshotter {
         let id = record.id;
         let restore = move || async move {
             let dir = inner.store.dir(id);
-            match &record.lazy {
+            let restored = match &record.lazy {
                 Some(lazy) if !inner.provider.lower(&dir).served => inner.provider.restore(lazy, &dir).await,
-                _ => Ok(()),
+                _ => return Ok(()),
+            };
+            // Removed meanwhile: what was released then is there again now.
+            if !inner.store.get(&record.name).is_ok_and(|now| now.id == id) {
+                if let Err(error) = inner.provider.release(&dir).await {
+                    tracing::warn!(key = %record.name, error = %chain(&error), "cannot unmount a removed layer");
+                }
+                inner.removed.notify_one();
             }
+            restored
         };
         let lost = |_| RestoreError { message: "restoring the mount ended without a result".to_owned() };
         self.0.restores.run(id, restore).await.map_err(lost)?

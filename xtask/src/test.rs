@@ -32,7 +32,9 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     let status = child.wait()?;
     if arguments.is_empty() {
         heading("test: races, in orders that shuttle chooses");
-        succeed(&mut cargo(&["test", "-p", "soci-layer", "--features", "shuttle", "--lib", "races"]))?;
+        for package in ["soci-layer", "soci-snapshotter"] {
+            succeed(&mut cargo(&["test", "-p", package, "--features", "shuttle", "--lib", "races"]))?;
+        }
     }
     heading("summary");
     for name in &tally.failures {

@@ -10,9 +10,10 @@ use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
+
+use crate::sync::{Mutex, spawn};
 
 /// Tasks under way, by key.
 pub struct Jobs<K, V> {
@@ -54,12 +55,13 @@ where
                     running.insert(key.clone(), result.clone());
                     let ends = Ends { running: Arc::clone(&self.running), key };
                     let work = make();
-                    self.tracker.spawn(async move {
+                    let task = async move {
                         let value = work.await;
                         // The key is freed before the result is out, so that whoever has it may start anew.
                         drop(ends);
                         let _ = done.send(Some(value));
-                    });
+                    };
+                    drop(spawn(self.tracker.track_future(task)));
                     result
                 }
             }
@@ -96,7 +98,7 @@ impl<K: Eq + Hash, V> Drop for Ends<K, V> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -141,5 +143,58 @@ mod tests {
         let jobs = Jobs::<u8, u8>::new(TaskTracker::new());
         assert_eq!(jobs.run(1, || async { panic!("scripted") }).await, Err(Lost));
         assert_eq!(jobs.run(1, || async { 2 }).await, Ok(2));
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod races {
+    use futures::FutureExt;
+    use shuttle::future::{block_on, yield_now};
+    use shuttle::sync::atomic::{AtomicUsize, Ordering};
+    use shuttle::thread;
+
+    use super::*;
+
+    /// Callers come at any time, and one leaves: never do two tasks for a key run at once, every caller who stays gets the
+    /// result of a task that ran while it waited, and the key is free in the end.
+    #[test]
+    fn one_task_at_a_time_serves_all_who_wait_for_it() {
+        shuttle::check_random(
+            || {
+                let jobs = Arc::new(Jobs::<u8, usize>::new(TaskTracker::new()));
+                let (running, ran) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+                let callers: Vec<_> = (0..4)
+                    .map(|caller| {
+                        let (jobs, running, ran) =
+                            (Arc::clone(&jobs), Arc::clone(&running), Arc::clone(&ran));
+                        thread::spawn(move || {
+                            let before = ran.load(Ordering::SeqCst);
+                            let work = {
+                                let (running, ran) = (Arc::clone(&running), Arc::clone(&ran));
+                                move || async move {
+                                    assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0, "two at once");
+                                    yield_now().await;
+                                    running.fetch_sub(1, Ordering::SeqCst);
+                                    ran.fetch_add(1, Ordering::SeqCst) + 1
+                                }
+                            };
+                            let mut result = Box::pin(jobs.run(7, work));
+                            if caller == 0 {
+                                let _left_early = result.as_mut().now_or_never();
+                                return;
+                            }
+                            let number = block_on(result).unwrap();
+                            assert!(number >= before, "task {number} was over before {before} were");
+                        })
+                    })
+                    .collect();
+                callers.into_iter().for_each(|caller| caller.join().unwrap());
+                while !jobs.is_empty() {
+                    thread::yield_now();
+                }
+                assert!((1..=4).contains(&ran.load(Ordering::SeqCst)));
+            },
+            3000,
+        );
     }
 }

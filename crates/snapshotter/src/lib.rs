@@ -20,6 +20,7 @@ pub mod reclaim;
 pub mod records;
 pub mod service;
 pub mod store;
+mod sync;
 pub mod usage;
 pub mod verdict;
 

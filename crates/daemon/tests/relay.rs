@@ -223,6 +223,62 @@ async fn a_mebibyte_of_metadata_and_half_a_frame_cost_their_call_only() {
     node.daemon.stop(Unmount::No).await;
 }
 
+/// What becomes of a call whose `:authority` has these bytes: its gRPC status, or nothing when HTTP/2 refuses it.
+async fn with_authority(socket: &Path, authority: &str) -> Option<String> {
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    // Headers as literals that are not indexed.
+    let literal = |name: &str, value: &str| {
+        let length = |text: &str| u8::try_from(text.len()).unwrap();
+        [&[0, length(name)], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
+    };
+    let headers = [
+        literal(":method", "POST"),
+        literal(":scheme", "http"),
+        literal(":path", "/runtime.v1.ImageService/ImageStatus"),
+        literal(":authority", authority),
+        literal("content-type", "application/grpc"),
+        literal("te", "trailers"),
+    ];
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(4, 0, 0, &[]));
+    bytes.extend(frame(1, 4, 1, &headers.concat()));
+    bytes.extend(frame(0, 1, 1, &framed(b"")));
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    stream.write_all(&bytes).await.unwrap();
+    let mut answered = false;
+    loop {
+        let mut head = [0; 9];
+        timeout(LONG, stream.read_exact(&mut head)).await.unwrap().ok()?;
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        timeout(LONG, stream.read_exact(&mut payload)).await.unwrap().ok()?;
+        match (head[3], head[8]) {
+            (1, 1) if answered || head[4] & 1 == 1 => return Some("0".to_owned()),
+            (1, 1) => answered = true,
+            (3, 1) | (7, _) => return None,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_host_as_authority_is_served_and_the_path_of_a_socket_is_not() {
+    let node = Node::new().await;
+    node.containerd(|_| async { Bytes::from_static(b"\x08\x01") });
+    for authority in ["localhost", "localhost:80", "soci-snapshotter-grpc.sock"] {
+        assert!(with_authority(&node.socket(), authority).await.is_some(), "{authority}");
+    }
+    // The HTTP/2 library refuses what is no host; `docs/auth.md` says so.
+    for authority in ["/run/soci-snapshotter-grpc.sock", "%2Frun%2Fsoci-snapshotter-grpc.sock"] {
+        assert_eq!(with_authority(&node.socket(), authority).await, None, "{authority}");
+    }
+    let answer = status(&mut node.kubelet().await, image_call("ImageStatus", framed(b""))).await;
+    assert_eq!(answer.as_deref(), Some("0"), "everybody else is served");
+    node.daemon.stop(Unmount::No).await;
+}
+
 /// Connects as a user without rights, as the kernel sees it: the thread that connects gives its rights up.
 async fn connect_as_nobody(socket: &Path) -> UnixStream {
     use rustix::thread::set_thread_res_uid;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use base64::Engine as _;
+use serde_json::{Value, json};
 use soci_e2e::pull::KUBELET;
 use soci_e2e::stage::{PASSWORD, USER};
 use soci_e2e::{Stage, StageOptions, images};
@@ -46,6 +47,49 @@ fn a_wrong_password_is_told_from_a_missing_one() -> Result<()> {
         "the log does not name the option that had the credentials:\n{log}"
     );
     assert!(!log.contains("not-the-password"));
+    Ok(())
+}
+
+#[test]
+fn explain_says_what_is_used_and_what_the_registry_answers() -> Result<()> {
+    let stage = Stage::start(StageOptions::new(AuthMode::Basic)?)?;
+    let published = stage.publish_v1(&images::odd(Dialect::Oci), "team/private", "1")?;
+    let image = published.reference.as_str();
+    let own = stage.soci("default", &["auth", "explain", "--check", "--json", image])?;
+    let own: Value = serde_json::from_str(&own)?;
+    let host = &own["hosts"][0];
+    assert_eq!((&host["uses"], &own["check"]["served"]), (&json!("docker-config"), &json!(true)), "{own:#}");
+    assert_eq!(host["options"][0]["candidates"][0]["accepted"]["status"], 200);
+
+    let refused = ["auth", "explain", "--check", "--user", &format!("{USER}:wr0ng-Pw-Kx"), image];
+    let refused = stage.soci_command("default", &refused).output()?;
+    let (said, errors) = (String::from_utf8_lossy(&refused.stdout), String::from_utf8_lossy(&refused.stderr));
+    assert!(!refused.status.success(), "an image that is not served is a failure");
+    for part in ["1. --user", "refused with status 401", "check: not served", "rests for"] {
+        assert!(said.contains(part), "{part} in\n{said}");
+    }
+    assert!(!said.contains("docker-config"), "what is given on the command line is the only option:\n{said}");
+    assert!(!said.contains("wr0ng") && !errors.contains("wr0ng"));
+
+    // The daemon has a login of its own, and keeps what the registry said of it.
+    stage.set_login(Some((USER, "wr0ng-Pw-Kx")))?;
+    let control = stage.snapshotter.socket().with_file_name("control.sock");
+    let control = control.to_str().unwrap_or_default();
+    let asked = ["auth", "explain", "--daemon", "--control", control, "--check", image];
+    let asked = stage.soci_command("default", &asked).output()?;
+    assert!(!asked.status.success());
+    let after = stage.explain(image)?;
+    let candidate = &after["hosts"][0]["options"][0]["candidates"][0];
+    assert_eq!(candidate["rejected"]["status"], 401, "{after:#}");
+    assert!(!after.to_string().contains("wr0ng"));
+    stage.set_login(Some((USER, PASSWORD)))?;
+    let asked = ["auth", "explain", "--daemon", "--control", control, "--check", image];
+    assert!(stage.soci("default", &asked)?.contains("check: served: application/vnd.oci.image"));
+
+    let nobody = ["auth", "explain", "--daemon", "--control", "/nonexistent/control.sock", image];
+    let nobody = stage.soci_command("default", &nobody).output()?;
+    let errors = String::from_utf8_lossy(&nobody.stderr);
+    assert!(errors.contains("nobody listens there: start soci-snapshotter-grpc"), "{errors}");
     Ok(())
 }
 

@@ -80,6 +80,10 @@ fn build(profile: &str, target: &Path) -> Result<PathBuf> {
     heading("build");
     let mut command = cargo(&["build", "--profile", profile]);
     command.args(PROGRAMS.iter().flat_map(|program| ["--package", program]));
+    // What `--version` and the metrics say beside the version.
+    if let Ok(revision) = words(git().args(["rev-parse", "--short=12", "HEAD"])) {
+        command.env("SOCI_REVISION", revision);
+    }
     succeed(&mut command)?;
     Ok(target.join(if profile == "dev" { "debug" } else { profile }))
 }
@@ -93,7 +97,13 @@ fn version() -> Result<String> {
 
 /// Returns when the sources were last changed, in seconds, where that is known.
 fn last_commit() -> Option<String> {
-    words(Command::new("git").current_dir(root()).args(["log", "-1", "--format=%ct"])).ok()
+    words(git().args(["log", "-1", "--format=%ct"])).ok()
+}
+
+fn git() -> Command {
+    let mut command = Command::new("git");
+    command.current_dir(root());
+    command
 }
 
 /// Runs a command and returns what it prints, without the line's end.

@@ -31,7 +31,8 @@ pub(crate) fn write(output: &Output, document: &Document) -> anyhow::Result<()> 
     match document {
         Document::Cli => {
             let options = clap_markdown::MarkdownOptions::new().title("soci".to_owned()).show_footer(false);
-            output.text(&clap_markdown::help_markdown_command_custom(&command, &options));
+            let text = clap_markdown::help_markdown_command_custom(&command, &options);
+            output.text(&(text + &environment(&command)));
         }
         Document::Man { directory } => {
             let command = command.version(env!("CARGO_PKG_VERSION"));
@@ -44,4 +45,19 @@ pub(crate) fn write(output: &Output, document: &Document) -> anyhow::Result<()> 
         }
     }
     Ok(())
+}
+
+/// Returns a table of the variables that stand for flags.
+fn environment(command: &clap::Command) -> String {
+    let mut text = String::from("\n## Environment\n\n| variable | instead of |\n| --- | --- |\n");
+    let mut pending = vec![command];
+    while let Some(command) = pending.pop() {
+        for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+            if let (Some(name), Some(flag)) = (argument.get_env(), argument.get_long()) {
+                text.push_str(&format!("| `{}` | `--{flag}` |\n", name.to_string_lossy()));
+            }
+        }
+        pending.extend(command.get_subcommands());
+    }
+    text
 }

@@ -43,7 +43,8 @@ pub fn write(document: &Document) -> anyhow::Result<()> {
             let options = clap_markdown::MarkdownOptions::new()
                 .title("soci-snapshotter-grpc".to_owned())
                 .show_footer(false);
-            clap_markdown::help_markdown_command_custom(&command, &options).into_bytes()
+            let text = clap_markdown::help_markdown_command_custom(&command, &options);
+            (text + &environment(&command)).into_bytes()
         }
         Document::Man { directory } => {
             let command = command.version(env!("CARGO_PKG_VERSION"));
@@ -57,4 +58,19 @@ pub fn write(document: &Document) -> anyhow::Result<()> {
         }
     };
     std::io::stdout().lock().write_all(&text).context("print the document")
+}
+
+/// Returns a table of the variables that stand for flags.
+fn environment(command: &clap::Command) -> String {
+    let mut text = String::from("\n## Environment\n\n| variable | instead of |\n| --- | --- |\n");
+    let mut pending = vec![command];
+    while let Some(command) = pending.pop() {
+        for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+            if let (Some(name), Some(flag)) = (argument.get_env(), argument.get_long()) {
+                text.push_str(&format!("| `{}` | `--{flag}` |\n", name.to_string_lossy()));
+            }
+        }
+        pending.extend(command.get_subcommands());
+    }
+    text
 }

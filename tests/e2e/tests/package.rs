@@ -39,7 +39,7 @@ fn package_for(guest: &Guest) -> Result<()> {
         .arg(guest.outside().join("package"));
     let printed = output(&mut command)?;
     let package = printed.lines().last().context("cargo xtask package prints no path")?;
-    guest.put(Path::new(package), "tmp/package.deb")
+    guest.put(Path::new(package), "opt/package.deb")
 }
 
 fn exists(guest: &Guest, path: &str) -> bool {
@@ -50,7 +50,7 @@ fn exists(guest: &Guest, path: &str) -> bool {
 fn it_brings_all_that_a_node_needs_and_takes_it_away_again() -> Result<()> {
     let guest = Guest::new()?;
     package_for(&guest)?;
-    guest.run("dpkg", &["--install", "/tmp/package.deb"])?;
+    guest.run("dpkg", &["--install", "/opt/package.deb"])?;
     let listed = guest.run("dpkg", &["--listfiles", PACKAGE])?;
     for program in ["soci", "soci-snapshotter-grpc"] {
         let version = guest.run(program, &["--version"])?;
@@ -128,7 +128,7 @@ impl Drop for Served {
 fn its_command_line_serves_the_socket_it_is_handed_and_gives_signs_of_life() -> Result<()> {
     let guest = Guest::new()?;
     package_for(&guest)?;
-    guest.run("dpkg", &["--install", "/tmp/package.deb"])?;
+    guest.run("dpkg", &["--install", "/opt/package.deb"])?;
     let unit = |name: &str| Unit::read(&guest.root().join("lib/systemd/system").join(name));
     let (service, socket) = (unit(UNITS[0])?, unit(UNITS[1])?);
     if guest.root().join("usr/bin/systemd-analyze").exists() {
@@ -230,7 +230,7 @@ fn systemd_starts_restarts_and_watches_the_daemon_and_its_mounts_are_seen() -> R
         eprintln!("systemd does not run in a container here: {error:#}");
         return Ok(());
     }
-    guest.run("dpkg", &["--install", "/tmp/package.deb"])?;
+    guest.run("dpkg", &["--install", "/opt/package.deb"])?;
     for unit in UNITS {
         assert_eq!(guest.run("systemctl", &["is-active", unit])?.trim(), "active", "{unit}");
         assert_eq!(guest.run("systemctl", &["is-enabled", unit])?.trim(), "enabled", "{unit}");
@@ -266,8 +266,13 @@ fn systemd_starts_restarts_and_watches_the_daemon_and_its_mounts_are_seen() -> R
     let probe = std::fs::read(root.join(mounted[0].trim_start_matches('/')).join("probe"))?;
     assert!(probe == images::PROBE, "the file is read through the mount");
 
-    // Killed, it comes back; containerd's calls wait for it on the socket meanwhile, and the mount is served again.
+    // An upgrade does not restart it: containers that read through its mounts would lose them.
     let first = show("MainPID")?;
+    let said = guest.run("dpkg", &["--install", "/opt/package.deb"])?;
+    assert!(said.contains("systemctl restart soci-snapshotter-grpc"), "{said}");
+    assert_eq!((show("MainPID")?, fuse()?.len()), (first.clone(), 1));
+
+    // Killed, it comes back; containerd's calls wait for it on the socket meanwhile, and the mount is served again.
     guest.run("kill", &["-KILL", &first])?;
     let view = Snapshots::connect(&socket)?.view("default", "default/2/view", &layer.diff_id)?;
     assert_eq!(view.len(), 1);

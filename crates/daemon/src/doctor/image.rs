@@ -95,7 +95,8 @@ impl Look<'_> {
         let what = format!("{host}: no login, asked without one ({})", asked.join("; "));
         let mut finding = Finding::new("login", if failed { Level::Warning } else { Level::Note }, what);
         if self.config.cri.is_some() {
-            finding = finding.change("logins of the kubelet's pulls are known to the running daemon alone");
+            // Those that the kubelet's pulls brought are known to the running daemon alone.
+            finding = finding.change(format!("soci auth explain --daemon {}", self.image));
         }
         finding
     }

@@ -34,7 +34,8 @@ fn on_disk(dir: &Path) -> u64 {
 fn run(removes: bool) {
     let dir = tempfile::tempdir().unwrap();
     let limit = 2 * entry::file_size(SIZE) + 10;
-    let cache = SpanCache::open(dir.path(), CacheSettings { max_bytes: Some(limit) }).unwrap();
+    let cache =
+        SpanCache::open(dir.path(), CacheSettings { max_bytes: Some(limit), max_percent: None }).unwrap();
     let mut threads = Vec::new();
     for spans in [[0, 1], [2, 3]] {
         let cache = Arc::clone(&cache);

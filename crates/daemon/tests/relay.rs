@@ -223,6 +223,39 @@ async fn a_mebibyte_of_metadata_and_half_a_frame_cost_their_call_only() {
     node.daemon.stop(Unmount::No).await;
 }
 
+#[tokio::test]
+async fn a_backend_that_hangs_or_is_away_hurts_no_snapshot_call() {
+    let node = Node::new().await;
+    let mut snapshots = client(&node.socket()).await;
+    let mut stat = async || {
+        let request = wire::StatSnapshotRequest { snapshotter: "soci".into(), key: "x".into() };
+        let answer = timeout(LONG, snapshots.stat(Call::new(request))).await.expect("an answer");
+        assert_eq!(answer.unwrap_err().code(), Code::NotFound);
+    };
+    let mut waiting = Vec::new();
+    for _ in 0..300 {
+        let mut kubelet = node.kubelet().await;
+        let call = image_call("PullImage", pull("reg.example/a:1"));
+        waiting.push(tokio::spawn(async move { kubelet.send_request(call).await.map(drop) }));
+    }
+    stat().await;
+    let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
+    node.containerd(move |_| {
+        let arrived = arrived.clone();
+        async move {
+            let _ = arrived.send(());
+            std::future::pending().await
+        }
+    });
+    for _ in 0..waiting.len() {
+        timeout(LONG, arrivals.recv()).await.expect("the backend is found when it comes");
+    }
+    stat().await;
+    assert!(waiting.iter().all(|call| !call.is_finished()));
+    waiting.iter().for_each(|call| call.abort());
+    node.daemon.stop(Unmount::No).await;
+}
+
 /// What becomes of a call whose `:authority` has these bytes: its gRPC status, or nothing when HTTP/2 refuses it.
 async fn with_authority(socket: &Path, authority: &str) -> Option<String> {
     let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {

@@ -96,16 +96,6 @@ impl Guest {
         self.directory.path()
     }
 
-    /// Copies a file into it.
-    ///
-    /// # Errors
-    /// Where it cannot be copied.
-    pub fn put(&self, from: &Path, to: &str) -> Result<()> {
-        let to = self.root.join(to);
-        std::fs::copy(from, &to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
-        Ok(())
-    }
-
     /// Starts its systemd.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -27,8 +28,15 @@ const UNITS: [&str; 2] = [SERVICE, "soci-snapshotter-grpc.socket"];
 const LOG: &str = "/run/daemon.log";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Builds the package of the binaries under test and copies it into the guest.
-fn package_for(guest: &Guest) -> Result<()> {
+/// A package with debugging information is large: one guest at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Builds the package of the binaries under test, in the guest; returns its path there.
+fn package_for(guest: &Guest) -> Result<String> {
     let binaries = Binaries::ours()?.path("");
     let mut command = Command::new(env!("CARGO"));
     command
@@ -36,10 +44,11 @@ fn package_for(guest: &Guest) -> Result<()> {
         .args(["run", "--quiet", "--package", "xtask", "--", "package", "--binaries"])
         .arg(binaries)
         .arg("--output")
-        .arg(guest.outside().join("package"));
+        .arg(guest.root().join("opt"));
     let printed = output(&mut command)?;
     let package = printed.lines().last().context("cargo xtask package prints no path")?;
-    guest.put(Path::new(package), "opt/package.deb")
+    let inside = Path::new(package).strip_prefix(guest.root())?;
+    Ok(format!("/{}", inside.display()))
 }
 
 fn exists(guest: &Guest, path: &str) -> bool {
@@ -48,9 +57,10 @@ fn exists(guest: &Guest, path: &str) -> bool {
 
 #[test]
 fn it_brings_all_that_a_node_needs_and_takes_it_away_again() -> Result<()> {
+    let _turn = turn();
     let guest = Guest::new()?;
-    package_for(&guest)?;
-    guest.run("dpkg", &["--install", "/opt/package.deb"])?;
+    let package = package_for(&guest)?;
+    guest.run("dpkg", &["--install", &package])?;
     let listed = guest.run("dpkg", &["--listfiles", PACKAGE])?;
     for program in ["soci", "soci-snapshotter-grpc"] {
         let version = guest.run(program, &["--version"])?;
@@ -126,9 +136,10 @@ impl Drop for Served {
 
 #[test]
 fn its_command_line_serves_the_socket_it_is_handed_and_gives_signs_of_life() -> Result<()> {
+    let _turn = turn();
     let guest = Guest::new()?;
-    package_for(&guest)?;
-    guest.run("dpkg", &["--install", "/opt/package.deb"])?;
+    let package = package_for(&guest)?;
+    guest.run("dpkg", &["--install", &package])?;
     let unit = |name: &str| Unit::read(&guest.root().join("lib/systemd/system").join(name));
     let (service, socket) = (unit(UNITS[0])?, unit(UNITS[1])?);
     if guest.root().join("usr/bin/systemd-analyze").exists() {
@@ -213,8 +224,9 @@ fn publish(guest: &Guest) -> Result<Pushed> {
 
 #[test]
 fn systemd_starts_restarts_and_watches_the_daemon_and_its_mounts_are_seen() -> Result<()> {
+    let _turn = turn();
     let mut guest = Guest::new()?;
-    package_for(&guest)?;
+    let package = package_for(&guest)?;
     let published = publish(&guest)?;
     std::fs::create_dir(guest.root().join("etc/soci-login"))?;
     let host = published.backstage.registry.host();
@@ -230,7 +242,7 @@ fn systemd_starts_restarts_and_watches_the_daemon_and_its_mounts_are_seen() -> R
         eprintln!("systemd does not run in a container here: {error:#}");
         return Ok(());
     }
-    guest.run("dpkg", &["--install", "/opt/package.deb"])?;
+    guest.run("dpkg", &["--install", &package])?;
     for unit in UNITS {
         assert_eq!(guest.run("systemctl", &["is-active", unit])?.trim(), "active", "{unit}");
         assert_eq!(guest.run("systemctl", &["is-enabled", unit])?.trim(), "enabled", "{unit}");
@@ -268,7 +280,7 @@ fn systemd_starts_restarts_and_watches_the_daemon_and_its_mounts_are_seen() -> R
 
     // An upgrade does not restart it: containers that read through its mounts would lose them.
     let first = show("MainPID")?;
-    let said = guest.run("dpkg", &["--install", "/opt/package.deb"])?;
+    let said = guest.run("dpkg", &["--install", &package])?;
     assert!(said.contains("systemctl restart soci-snapshotter-grpc"), "{said}");
     assert_eq!((show("MainPID")?, fuse()?.len()), (first.clone(), 1));
 

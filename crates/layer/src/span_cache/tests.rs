@@ -44,6 +44,26 @@ fn any_range_comes_back_also_after_a_restart() {
 }
 
 #[test]
+fn a_clock_that_jumped_costs_the_order_of_eviction_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = content(50_000);
+    let cache = open(dir.path(), None);
+    for (span, seconds) in [(0, 0), (1, 1 << 33), (2, 1)] {
+        put(&cache, &plain(span), &bytes, FetchClass::OnDemand).unwrap();
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let file = fs::OpenOptions::new().write(true).open(cache.path(&plain(span))).unwrap();
+        file.set_modified(time).unwrap();
+    }
+    drop(cache);
+    let cache = open(dir.path(), Some(3 * entry::file_size(50_000)));
+    (0..3).for_each(|span| assert_eq!(cache.read_all(&plain(span)).unwrap(), bytes));
+    // What is used now is newer than any time of a file.
+    assert!(cache.read(&plain(0), 0..1).is_some() && cache.read(&plain(2), 0..1).is_some());
+    put(&cache, &plain(3), &bytes, FetchClass::OnDemand).unwrap();
+    assert_eq!(cache.spans(&plain(0).ztoc), [0, 2, 3].map(SpanId));
+}
+
+#[test]
 fn an_entry_damaged_at_any_byte_is_a_miss_and_is_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = content(70_000);

@@ -22,6 +22,8 @@ struct Script {
     lazy_fails: Mutex<bool>,
     unpack_fails: Mutex<bool>,
     restore_fails: Mutex<bool>,
+    /// Restores wait for a permit.
+    restore_gate: Option<Semaphore>,
     lost: Mutex<bool>,
     told: Mutex<Option<usize>>,
     /// Lazy mounts wait for a permit.
@@ -79,6 +81,9 @@ impl LayerProvider for Script {
 
     async fn restore(&self, _: &MountRecord, at: &SnapshotDir) -> Result<(), RestoreError> {
         self.restores.fetch_add(1, Ordering::Relaxed);
+        if let Some(gate) = &self.restore_gate {
+            gate.acquire().await.unwrap().forget();
+        }
         if *self.restore_fails.lock() {
             return Err(RestoreError { message: "scripted".into() });
         }
@@ -405,6 +410,39 @@ async fn what_was_lost_is_restored_in_the_background_and_not_swept_before() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(bench.script.restores.load(Ordering::Relaxed), 1, "at once, and once");
+}
+
+#[tokio::test]
+async fn a_layer_removed_while_it_is_restored_is_released_again() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    bench.snapshotter.shutdown(Unmount::Yes).await;
+    let script = Script { restore_gate: Some(Semaphore::new(0)), ..Script::default() };
+    let bench = Bench::reopen(bench.root, Arc::new(script), PullModes::default());
+    let restoring = {
+        let snapshotter = bench.snapshotter.clone();
+        tokio::spawn(async move { snapshotter.restore().await })
+    };
+    while bench.script.restores.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    bench.snapshotter.remove("sha256:one").await.unwrap();
+    bench.snapshotter.cleanup().await;
+    bench.script.restore_gate.as_ref().unwrap().add_permits(1);
+    restoring.await.unwrap();
+    assert!(bench.script.mounted.lock().is_empty(), "a mount of a removed layer stays");
+}
+
+#[tokio::test]
+async fn a_layer_waits_for_those_below_to_be_mounted_again() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    bench.snapshotter.shutdown(Unmount::Yes).await;
+    let bench = Bench::reopen(bench.root, Arc::default(), PullModes::default());
+    // Nothing was restored yet when the next layer of the image comes.
+    bench.pull("k2", "sha256:one", "sha256:two").await;
+    assert_eq!(bench.script.restores.load(Ordering::Relaxed), 1);
+    assert_eq!(bench.script.mounted.lock().len(), 2);
 }
 
 #[tokio::test]

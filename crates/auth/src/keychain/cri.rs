@@ -11,149 +11,29 @@
 //! The kubelet removes images by id, not by reference: the answer of each pull says which id the reference became.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use soci_oci::{ImageRef, RegistryName};
-use tokio::time::Instant;
-use zeroize::Zeroizing;
+use soci_oci::ImageRef;
 
-use super::docker_file::decode_auth;
 use super::{Candidate, CandidateId, Finding, Keychain, KeychainError, Lookup, Outcome, Rejected};
-use crate::{AuthBoard, Credential, CredentialScope, Fingerprint, Secret};
+use crate::{AuthBoard, CredentialScope, Fingerprint};
 
-/// The most credentials kept for one reference.
-const PER_REFERENCE: usize = 3;
-/// The most references kept.
-const MAX_REFERENCES: usize = 4096;
+mod auth_config;
+mod state;
+
+pub use auth_config::AuthConfig;
+use state::{Entry, State};
+
 /// The most credentials of other references that a lookup offers.
 const FROM_REGISTRY: usize = 8;
-/// The longest field of an `AuthConfig` that is kept, in bytes.
-const MAX_FIELD: usize = 64 << 10;
-
-/// The credential fields of a pull request, wiped on drop.
-pub struct AuthConfig {
-    username: Zeroizing<String>,
-    password: Zeroizing<String>,
-    auth: Zeroizing<String>,
-    server_address: String,
-    identity_token: Zeroizing<String>,
-    registry_token: Zeroizing<String>,
-}
-
-impl AuthConfig {
-    /// Takes the fields of CRI's `AuthConfig`, in the order of their numbers.
-    pub fn new(
-        username: String,
-        password: String,
-        auth: String,
-        server_address: String,
-        identity_token: String,
-        registry_token: String,
-    ) -> Self {
-        Self {
-            username: Zeroizing::new(username),
-            password: Zeroizing::new(password),
-            auth: Zeroizing::new(auth),
-            server_address,
-            identity_token: Zeroizing::new(identity_token),
-            registry_token: Zeroizing::new(registry_token),
-        }
-    }
-
-    /// Returns the credential, by containerd's precedence; `None` when all is empty, or cannot be read.
-    fn credential(&self) -> Option<Credential> {
-        let fields = [&self.username, &self.password, &self.auth, &self.identity_token, &self.registry_token];
-        if fields.iter().any(|field| field.len() > MAX_FIELD) {
-            tracing::warn!(limit = MAX_FIELD, "credential of a pull request ignored: a field is too long");
-            return None;
-        }
-        if !self.username.is_empty() {
-            return Some(Credential::basic(self.username.as_str(), self.password.as_bytes()));
-        }
-        if !self.identity_token.is_empty() {
-            return Some(Credential::IdentityToken(Secret::new(self.identity_token.as_bytes())));
-        }
-        if !self.auth.is_empty() {
-            return match decode_auth(&self.auth) {
-                Ok(credential) => Some(credential),
-                Err(error) => {
-                    tracing::warn!(%error, "field auth of a pull request cannot be read");
-                    None
-                }
-            };
-        }
-        let token = &self.registry_token;
-        (!token.is_empty()).then(|| Credential::RegistryToken(Secret::new(token.as_bytes())))
-    }
-
-    /// Returns the registry that the credential is for, where the caller says it.
-    fn server(&self) -> Result<Option<String>, ()> {
-        let text = self.server_address.trim();
-        if text.is_empty() {
-            return Ok(None);
-        }
-        let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
-        let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        RegistryName::new(host).map(|name| Some(name.identity().to_owned())).map_err(|_| ())
-    }
-}
-
-impl fmt::Debug for AuthConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AuthConfig").field("server_address", &self.server_address).finish_non_exhaustive()
-    }
-}
 
 /// The option `cri`: what pulls brought.
 #[derive(Debug)]
 pub struct CriStore {
     state: Mutex<State>,
     board: Arc<AuthBoard>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// By [`ImageRef::key`].
-    references: HashMap<String, Reference>,
-    /// Confirmed entries by registry identity, newest first.
-    registries: HashMap<String, BTreeMap<Reverse<u64>, String>>,
-    /// Image id to the references that were pulled as it.
-    images: HashMap<String, HashSet<String>>,
-    /// Counts arrivals, confirmations and uses.
-    sequence: u64,
-}
-
-#[derive(Debug)]
-struct Reference {
-    registry: String,
-    image_id: Option<String>,
-    used: u64,
-    /// Newest first.
-    entries: Vec<Entry>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    credential: Credential,
-    fingerprint: Fingerprint,
-    /// The registry named by `server_address`.
-    server: Option<String>,
-    sequence: u64,
-    standing: Standing,
-    /// When a pull brought it last.
-    arrived: Instant,
-}
-
-/// Ordered from best to worst.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Standing {
-    Confirmed,
-    Pending,
-    Demoted,
 }
 
 /// A pull under way. Dropped without being confirmed, it demotes what it brought.
@@ -231,128 +111,6 @@ impl CriStore {
     }
 }
 
-impl State {
-    fn next(&mut self) -> u64 {
-        self.sequence += 1;
-        self.sequence
-    }
-
-    fn insert(
-        &mut self,
-        image: &ImageRef,
-        credential: Credential,
-        fingerprint: Fingerprint,
-        server: Option<String>,
-    ) {
-        let sequence = self.next();
-        let reference = self.references.entry(image.key()).or_insert_with(|| Reference {
-            registry: image.registry().identity().to_owned(),
-            image_id: None,
-            used: 0,
-            entries: Vec::new(),
-        });
-        reference.used = sequence;
-        if let Some(entry) = reference.entries.iter_mut().find(|entry| entry.fingerprint == fingerprint) {
-            entry.server = server;
-            entry.arrived = Instant::now();
-            if entry.standing == Standing::Demoted {
-                entry.standing = Standing::Pending;
-                entry.sequence = sequence;
-            }
-            return;
-        }
-        let (standing, arrived) = (Standing::Pending, Instant::now());
-        let entry = Entry { credential, fingerprint, server, sequence, standing, arrived };
-        reference.entries.insert(0, entry);
-        if reference.entries.len() > PER_REFERENCE {
-            // The worst goes: demoted before pending before confirmed, older before newer; never the one just put in.
-            let worst = reference.entries.iter().enumerate().skip(1);
-            let worst =
-                worst.max_by_key(|(_, entry)| (entry.standing, Reverse(entry.sequence))).map(|(at, _)| at);
-            if let Some(entry) = worst.map(|at| reference.entries.remove(at)) {
-                remove_confirmed(&mut self.registries, &reference.registry, entry.sequence);
-            }
-        }
-    }
-
-    fn confirm(&mut self, key: &str, fingerprint: Fingerprint) -> bool {
-        let sequence = self.next();
-        let Some(reference) = self.references.get_mut(key) else { return false };
-        let Some(entry) = reference.entries.iter_mut().find(|entry| entry.fingerprint == fingerprint) else {
-            return false;
-        };
-        remove_confirmed(&mut self.registries, &reference.registry, entry.sequence);
-        entry.standing = Standing::Confirmed;
-        entry.sequence = sequence;
-        let confirmed = self.registries.entry(reference.registry.clone()).or_default();
-        confirmed.insert(Reverse(sequence), key.to_owned());
-        true
-    }
-
-    fn demote(&mut self, key: &str, fingerprint: Fingerprint) {
-        if let Some(reference) = self.references.get_mut(key)
-            && let Some(entry) = reference.entries.iter_mut().find(|entry| entry.fingerprint == fingerprint)
-            && entry.standing == Standing::Pending
-        {
-            entry.standing = Standing::Demoted;
-        }
-    }
-
-    fn name_image(&mut self, key: &str, id: String) {
-        let Some(reference) = self.references.get_mut(key) else { return };
-        if let Some(old) = reference.image_id.replace(id.clone())
-            && old != id
-            && let Some(keys) = self.images.get_mut(&old)
-        {
-            keys.remove(key);
-            if keys.is_empty() {
-                self.images.remove(&old);
-            }
-        }
-        self.images.entry(id).or_default().insert(key.to_owned());
-    }
-
-    fn forget(&mut self, key: &str) {
-        let Some(reference) = self.references.remove(key) else { return };
-        for entry in &reference.entries {
-            remove_confirmed(&mut self.registries, &reference.registry, entry.sequence);
-        }
-        if let Some(id) = reference.image_id
-            && let Some(keys) = self.images.get_mut(&id)
-        {
-            keys.remove(key);
-            if keys.is_empty() {
-                self.images.remove(&id);
-            }
-        }
-    }
-
-    /// Forgets the reference that was used longest ago, but none that a mounted layer needs.
-    fn bound(&mut self, board: &AuthBoard) {
-        while self.references.len() > MAX_REFERENCES {
-            let oldest = self.references.iter().filter(|(key, _)| !board.is_pinned(key));
-            let oldest = oldest.min_by_key(|(_, reference)| reference.used).map(|(key, _)| key.clone());
-            match oldest {
-                Some(key) => self.forget(&key),
-                None => return,
-            }
-        }
-    }
-}
-
-fn remove_confirmed(
-    registries: &mut HashMap<String, BTreeMap<Reverse<u64>, String>>,
-    registry: &str,
-    sequence: u64,
-) {
-    if let Some(confirmed) = registries.get_mut(registry) {
-        confirmed.remove(&Reverse(sequence));
-        if confirmed.is_empty() {
-            registries.remove(registry);
-        }
-    }
-}
-
 impl PullTicket {
     /// Notes that containerd pulled the image, as `image_id` where it said so.
     pub fn confirm(mut self, image_id: Option<String>) {
@@ -375,24 +133,6 @@ impl Drop for PullTicket {
         if let Some(fingerprint) = self.brought.filter(|_| !self.confirmed) {
             self.store.state.lock().demote(&self.image.key(), fingerprint);
         }
-    }
-}
-
-impl Entry {
-    /// Whether this credential may be shown to the host that asks. It is the registry's; a mirror gets it only when it
-    /// is the one that the caller named, or the operator says so.
-    fn is_for(&self, scope: &CredentialScope) -> bool {
-        match (&self.server, scope.mirror) {
-            (Some(server), _) => *server == scope.identity() || (scope.mirror && scope.forward),
-            (None, false) => true,
-            (None, true) => scope.forward,
-        }
-    }
-
-    fn candidate(&self, key: &str) -> Candidate {
-        let id = CandidateId { entry: format!("pull of {key}"), fingerprint: self.fingerprint };
-        let age = Some(self.arrived.elapsed());
-        Candidate { id, credential: self.credential.clone(), age }
     }
 }
 
@@ -448,7 +188,9 @@ impl Keychain for CriStore {
 
 #[cfg(test)]
 mod tests {
+    use super::state::{MAX_REFERENCES, PER_REFERENCE};
     use super::*;
+    use crate::Credential;
     use crate::{Origin, Scheme};
 
     fn auth(username: &str, password: &str) -> Option<AuthConfig> {

@@ -35,6 +35,9 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
         for package in ["soci-layer", "soci-snapshotter"] {
             succeed(&mut cargo(&["test", "-p", package, "--features", "shuttle", "--lib", "races"]))?;
         }
+        heading("test: traces, which the daemon exports when it is built with them");
+        let traces = ["test", "-p", "soci-snapshotter-grpc", "--features", "otlp", "--test", "traces"];
+        succeed(&mut cargo(&traces))?;
     }
     heading("summary");
     for name in &tally.failures {

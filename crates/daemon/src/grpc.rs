@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 use crate::proto::snapshots as wire;
 use crate::proto::snapshots::snapshots_server::Snapshots;
 use crate::proto::types;
+use crate::traces::{self, snapshot_span};
 
 /// Request header that carries containerd's namespace.
 pub const NAMESPACE_HEADER: &str = "containerd-namespace";
@@ -32,7 +33,10 @@ impl Snapshots for Service {
         let namespace = namespace(request.metadata());
         let wire::PrepareSnapshotRequest { snapshotter: _, key, parent, labels } = request.into_inner();
         tracing::debug!(key, parent, "prepare");
-        let mounts = self.0.prepare(Prepare { namespace, key, parent, labels }).await.map_err(status)?;
+        let span = snapshot_span!("snapshot.prepare");
+        traces::label(&span, &labels);
+        let work = self.0.prepare(Prepare { namespace, key, parent, labels });
+        let mounts = call(span, work).await?;
         Ok(Response::new(wire::PrepareSnapshotResponse { mounts: mounts_out(mounts) }))
     }
 
@@ -43,7 +47,9 @@ impl Snapshots for Service {
         let namespace = namespace(request.metadata());
         let wire::ViewSnapshotRequest { snapshotter: _, key, parent, labels } = request.into_inner();
         tracing::debug!(key, parent, "view");
-        let mounts = self.0.view(Prepare { namespace, key, parent, labels }).await.map_err(status)?;
+        let span = snapshot_span!("snapshot.view");
+        traces::label(&span, &labels);
+        let mounts = call(span, self.0.view(Prepare { namespace, key, parent, labels })).await?;
         Ok(Response::new(wire::ViewSnapshotResponse { mounts: mounts_out(mounts) }))
     }
 
@@ -51,20 +57,22 @@ impl Snapshots for Service {
         &self,
         request: Request<wire::MountsRequest>,
     ) -> Result<Response<wire::MountsResponse>, Status> {
-        let mounts = self.0.mounts(&request.get_ref().key).await.map_err(status)?;
+        let mounts = call(snapshot_span!("snapshot.mounts"), self.0.mounts(&request.get_ref().key)).await?;
         Ok(Response::new(wire::MountsResponse { mounts: mounts_out(mounts) }))
     }
 
     async fn commit(&self, request: Request<wire::CommitSnapshotRequest>) -> Result<Response<()>, Status> {
         let wire::CommitSnapshotRequest { snapshotter: _, name, key, labels, parent } = request.into_inner();
         tracing::debug!(key, name, "commit");
-        self.0.commit(Commit { key, name, parent, labels }).await.map_err(status)?;
+        let span = snapshot_span!("snapshot.commit");
+        traces::label(&span, &labels);
+        call(span, self.0.commit(Commit { key, name, parent, labels })).await?;
         Ok(Response::new(()))
     }
 
     async fn remove(&self, request: Request<wire::RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
         tracing::debug!(key = request.get_ref().key, "remove");
-        self.0.remove(&request.get_ref().key).await.map_err(status)?;
+        call(snapshot_span!("snapshot.remove"), self.0.remove(&request.get_ref().key)).await?;
         Ok(Response::new(()))
     }
 
@@ -83,7 +91,8 @@ impl Snapshots for Service {
         let wire::UpdateSnapshotRequest { snapshotter: _, info, update_mask } = request.into_inner();
         let wire::Info { name, labels, .. } = info.unwrap_or_default();
         let fields = update_mask.map(|mask| mask.paths).unwrap_or_default();
-        let info = self.0.update(Update { name, labels, fields }).await.map_err(status)?;
+        let info =
+            call(snapshot_span!("snapshot.update"), self.0.update(Update { name, labels, fields })).await?;
         Ok(Response::new(wire::UpdateSnapshotResponse { info: Some(info_out(info)) }))
     }
 
@@ -112,9 +121,19 @@ impl Snapshots for Service {
     }
 
     async fn cleanup(&self, _: Request<wire::CleanupRequest>) -> Result<Response<()>, Status> {
-        self.0.cleanup().await;
+        let work = async {
+            self.0.cleanup().await;
+            Ok(())
+        };
+        call(snapshot_span!("snapshot.cleanup"), work).await?;
         Ok(Response::new(()))
     }
+}
+
+/// Does `work` within its span, which says what containerd is answered.
+async fn call<T>(span: tracing::Span, work: impl Future<Output = Result<T, Error>>) -> Result<T, Status> {
+    let told = |status: &Status| (status.code(), traces::is_fault(status.code()));
+    traces::within(span, async { work.await.map_err(status) }, told).await
 }
 
 fn namespace(metadata: &MetadataMap) -> Option<String> {

@@ -25,6 +25,7 @@ pub mod proto;
 pub mod registries;
 pub mod run;
 pub mod serve;
+pub mod traces;
 pub mod version;
 pub mod watchdog;
 

@@ -34,9 +34,11 @@ use soci_store::{Containerd, ContentStore, LocalStore};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::field::Empty;
 
 use crate::Config;
 use crate::metrics::{Metrics, Timing, names};
+use crate::traces;
 
 pub mod below;
 pub mod claims;
@@ -301,7 +303,16 @@ impl LayerProvider for Live {
         at: &SnapshotDir,
     ) -> Result<MountRecord, LazyError> {
         let started = Instant::now();
-        let mounted = self.try_mount(layer, below, at).await;
+        let span = tracing::debug_span!(
+            target: traces::TARGET,
+            "layer.mount",
+            image = %layer.image,
+            layer = %layer.layer,
+            outcome = Empty,
+            otel.status_code = Empty
+        );
+        let mounted =
+            traces::within(span, self.try_mount(layer, below, at), |failed| (failed.kind, true)).await;
         match &mounted {
             Ok(_) => self.metrics.series(&layer.layer).observe(Timing::Mount, started.elapsed()),
             Err(_) => self.metrics.add(&names::OPERATIONS, &["", "fuse_mount_failure_count"], 1),

@@ -15,6 +15,8 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
+use crate::traces::SpanLayer;
+
 /// How much is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verbosity(LevelFilter);
@@ -40,13 +42,18 @@ impl std::str::FromStr for Verbosity {
     }
 }
 
-/// Sends events of this process to stderr from here on.
-pub fn install(verbosity: Verbosity) {
+/// Sends events of this process to stderr from here on, and spans to `traces`, if there is any.
+pub fn install(verbosity: Verbosity, traces: Option<SpanLayer>) {
     let others = if verbosity.0 == LevelFilter::TRACE { LevelFilter::DEBUG } else { LevelFilter::ERROR };
     let filter = Targets::new().with_target("soci", verbosity.0).with_default(others.min(verbosity.0));
-    let subscriber = tracing_subscriber::registry().with(Lines.with_filter(filter));
+    let registry = tracing_subscriber::registry();
     // Fails only when a test has installed one already.
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    let _ = match traces {
+        Some(traces) => {
+            tracing::subscriber::set_global_default(registry.with(traces).with(Lines.with_filter(filter)))
+        }
+        None => tracing::subscriber::set_global_default(registry.with(Lines.with_filter(filter))),
+    };
 }
 
 /// Writes the last line of a process that cannot go on.

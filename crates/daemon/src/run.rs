@@ -24,6 +24,7 @@ use crate::live::Live;
 use crate::metrics::auth::Gauges;
 use crate::metrics::text::Scrape;
 use crate::metrics::{self, Metrics};
+use crate::traces::Traces;
 use crate::{control, doctor, dumps, internal_docs, logging, overlay, registries, watchdog};
 
 /// How long threads that still work on the disk are waited for at the end.
@@ -61,13 +62,16 @@ fn print_config(args: &Args, which: ConfigCommand) -> anyhow::Result<()> {
 }
 
 fn serve(args: &Args) -> anyhow::Result<()> {
-    logging::install(args.log_level.parse().context("failed to prepare logger")?);
+    let verbosity = args.log_level.parse().context("failed to prepare logger")?;
+    let (traces, spans) = Traces::open(&|name| std::env::var(name).ok());
+    logging::install(verbosity, spans);
     dumps::forbid();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         revision = args::revision(),
         "starting soci-snapshotter-grpc"
     );
+    traces.announce();
     let address = args.address.parse()?;
     let (_, config, findings) = config::load(&args.config)?;
     for finding in &findings {
@@ -81,6 +85,7 @@ fn serve(args: &Args) -> anyhow::Result<()> {
         .context("start threads")?;
     let options = Options { address, root: args.root.clone(), config, metrics: Metrics::default() };
     let result = runtime.block_on(until_signal(options));
+    traces.flush();
     // Work on the disk that was cut is as after a crash: what is recorded is whole.
     runtime.shutdown_timeout(LAST_WORK);
     result

@@ -16,6 +16,8 @@ use std::time::Instant;
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
 use soci_oci::{BlobStream, FetchClass, FetchContext, FetchError, FetchErrorKind, Priority};
+use tracing::Instrument as _;
+use tracing::field::{Empty, debug};
 
 use crate::ReadError;
 use crate::budget::Grant;
@@ -115,11 +117,27 @@ async fn run(
     permits.iter().for_each(|permit| permit.part_of(&context.priority));
     let urgent = (class > FetchClass::Background).then(|| core.shared.demand.enter());
     let (begun, first, count) = (Instant::now(), permits.front().map(|permit| permit.id().0), permits.len());
+    // Of its own: what waits for a span did not always start its fetch, and may be gone before it ends.
+    let span = tracing::debug_span!(
+        target: "traces",
+        parent: None,
+        "range.fetch",
+        ztoc = %core.ztoc,
+        spans = count,
+        class = ?class,
+        outcome = Empty,
+        otel.status_code = Empty
+    );
     let mut range = Range { core, permits, context, avoid };
-    let done = tokio::select! {
-        () = core.closed.cancelled() => Ok(()),
-        done = range.fetch() => done,
+    let (done, outcome) = tokio::select! {
+        () = core.closed.cancelled() => (Ok(()), "closed"),
+        done = range.fetch().instrument(span.clone()) => (done, "ok"),
     };
+    match &done {
+        Ok(()) => span.record("outcome", outcome),
+        Err(error) => span.record("outcome", debug(error.kind())).record("otel.status_code", "ERROR"),
+    };
+    drop(span);
     drop(urgent);
     tracing::debug!(
         ztoc = %core.ztoc.short(),

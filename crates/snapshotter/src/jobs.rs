@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::sync::{Mutex, spawn};
 
@@ -61,7 +62,8 @@ where
                         drop(ends);
                         let _ = done.send(Some(value));
                     };
-                    drop(spawn(self.tracker.track_future(task)));
+                    // Within the span of whoever caused it.
+                    drop(spawn(self.tracker.track_future(task.in_current_span())));
                     result
                 }
             }

@@ -28,12 +28,14 @@ use soci_ztoc::{DecodeLimits, Ztoc};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use tracing::field::Empty;
 
 use super::claims::{Claims, Hold};
 use super::content::has_all;
 use super::ztocs::Ztocs;
 use crate::config::checked::Discovery;
 use crate::metrics::{Metrics, Series, Timing, names};
+use crate::traces;
 
 /// How long an image is remembered after its last use.
 pub const IDLE: Duration = Duration::from_secs(300);
@@ -194,7 +196,18 @@ impl Sessions {
             if let Some(outcome) = this.recall(&job_key) {
                 return outcome;
             }
-            let outcome = this.resolve(&request, repository, content).await;
+            let span = tracing::debug_span!(
+                target: traces::TARGET,
+                "image.resolve",
+                image = %request.image,
+                outcome = Empty,
+                otel.status_code = Empty
+            );
+            let told = |error: &ResolveError| {
+                let surely = matches!(error.kind, ResolveErrorKind::None | ResolveErrorKind::Disabled);
+                (error.kind, !surely && error.kind != ResolveErrorKind::OnMachine)
+            };
+            let outcome = traces::within(span, this.resolve(&request, repository, content), told).await;
             this.remember(job_key, &outcome);
             outcome
         };

@@ -75,6 +75,7 @@ pub(crate) struct Stage {
     pub(crate) child: Child,
     pub(crate) log: Arc<Mutex<Vec<Value>>>,
     pub(crate) client: Client,
+    environment: Vec<(String, String)>,
 }
 
 impl Stage {
@@ -85,6 +86,24 @@ impl Stage {
 
     /// As [`Self::new`], after `set_up` was given the state directory, which does not exist yet.
     pub(crate) async fn on(registry: &TestRegistry, config: &str, set_up: impl FnOnce(&Path)) -> Self {
+        Self::make(registry, config, set_up, Vec::new()).await
+    }
+
+    /// As [`Self::new`], with these variables in the daemon's environment.
+    pub(crate) async fn within(
+        registry: &TestRegistry,
+        config: &str,
+        environment: Vec<(String, String)>,
+    ) -> Self {
+        Self::make(registry, config, |_| {}, environment).await
+    }
+
+    async fn make(
+        registry: &TestRegistry,
+        config: &str,
+        set_up: impl FnOnce(&Path),
+        environment: Vec<(String, String)>,
+    ) -> Self {
         assert!(rustix::process::geteuid().is_root(), "needs root: mounts FUSE and overlay");
         let dir = tempfile::tempdir().unwrap();
         set_up(&dir.path().join("state"));
@@ -99,13 +118,13 @@ impl Stage {
             socket("d.sock")
         );
         std::fs::write(dir.path().join("config.toml"), metrics + config).unwrap();
-        let (child, log) = launch(dir.path());
+        let (child, log) = launch(dir.path(), &environment);
         let client = client(&dir.path().join("s.sock")).await;
-        Self { dir, child, log, client }
+        Self { dir, child, log, client, environment }
     }
 
     pub(crate) async fn start_again(&mut self) {
-        let (child, log) = launch(self.dir.path());
+        let (child, log) = launch(self.dir.path(), &self.environment);
         (self.child, self.log) = (child, log);
         self.client = client(&self.dir.path().join("s.sock")).await;
     }
@@ -312,8 +331,8 @@ fn command(dir: &Path) -> Command {
     command
 }
 
-fn launch(dir: &Path) -> (Child, Arc<Mutex<Vec<Value>>>) {
-    let mut child = command(dir).spawn().unwrap();
+fn launch(dir: &Path, environment: &[(String, String)]) -> (Child, Arc<Mutex<Vec<Value>>>) {
+    let mut child = command(dir).envs(environment.iter().cloned()).spawn().unwrap();
     let stderr = BufReader::new(child.stderr.take().unwrap());
     let log = Arc::new(Mutex::new(Vec::new()));
     let (sink, (started, ready)) = (Arc::clone(&log), std::sync::mpsc::channel());

@@ -3,6 +3,7 @@
 //! Everything that knows more than one of the other crates is here. The library exists so that tests run the daemon within
 //! their own process; the program is [`run::main`].
 
+mod allocator;
 pub mod args;
 pub mod config;
 pub mod control;

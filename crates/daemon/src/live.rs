@@ -31,12 +31,14 @@ use soci_snapshotter::{
     ReleaseError, ResolveError, RestoreError, SnapshotDir, UnpackError, Usage,
 };
 use soci_store::{Containerd, ContentStore, LocalStore};
+use tokio::sync::Notify;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::field::Empty;
 
 use crate::Config;
+use crate::allocator;
 use crate::metrics::{Metrics, Timing, names};
 use crate::traces;
 
@@ -83,6 +85,8 @@ pub struct Live {
     mounts: Mutex<HashMap<u64, Arc<Mounted>>>,
     /// By snapshot: keeps the credentials of pulls that its layer may still need.
     pins: Mutex<HashMap<u64, Vec<Pin>>>,
+    /// Told when a layer was mounted or has gone.
+    changed: Arc<Notify>,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
@@ -149,11 +153,13 @@ impl Live {
             mount_timeout: config.mount_timeout,
             mounts: Mutex::default(),
             pins: Mutex::default(),
+            changed: Arc::default(),
             tracker,
             stop,
         });
         let cleaning = Self::keep_clean(Arc::downgrade(&live), Arc::clone(&live.claims), live.stop.clone());
         live.tracker.spawn(cleaning);
+        live.tracker.spawn(allocator::give_back(Arc::clone(&live.changed), live.stop.clone()));
         Ok(live)
     }
 
@@ -244,6 +250,7 @@ impl Live {
     ) -> Arc<Mounted> {
         let mounted = Arc::new(mounted);
         self.mounts.lock().insert(at.id(), Arc::clone(&mounted));
+        self.changed.notify_one();
         let background = self.background;
         let Some(mut coming) = prefetch else {
             mounted.fetch_ahead(None, background);
@@ -410,6 +417,7 @@ impl LayerProvider for Live {
                 tokio::task::spawn_blocking(move || live.iter().for_each(|live| live.forget(&ztoc)));
             let _ = deleting.await;
         }
+        self.changed.notify_one();
         Ok(())
     }
 }

@@ -9,5 +9,5 @@ pub(crate) fn audit() -> Result<()> {
     if program("cargo-deny").is_none() {
         bail!("cargo-deny is missing: install it by `cargo install --locked cargo-deny` (some minutes)");
     }
-    succeed(&mut cargo(&["deny", "check", "licenses", "bans", "sources"]))
+    succeed(&mut cargo(&["deny", "--all-features", "check", "licenses", "bans", "sources"]))
 }

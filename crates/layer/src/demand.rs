@@ -1,55 +1,78 @@
 //! Whether anybody waits, so that background work can step aside.
+//!
+//! A reader has pauses: it asks for the next bytes only when it has these. Background work that used each of them would
+//! be in its way at the next moment, on the network and on the processors. So it keeps aside until there was nothing to
+//! do for readers for [`QUIET`].
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
 use soci_oci::{FetchClass, Priority};
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How long there must have been nothing to do for readers. Longer than a reader's pause between two spans, and short
+/// beside what a request takes.
+const QUIET: Duration = Duration::from_millis(25);
 
 /// Counts work that is more urgent than completing layers.
 #[derive(Debug)]
-pub(crate) struct Demand(watch::Sender<usize>);
+pub(crate) struct Demand {
+    count: watch::Sender<usize>,
+    /// When the last such work ended.
+    ended: Mutex<Option<Instant>>,
+}
 
 /// One piece of such work, counted until dropped.
 #[derive(Debug)]
-pub(crate) struct Demanding<'a>(&'a Demand);
+pub(crate) struct Demanding(Arc<Demand>);
 
 impl Demand {
-    pub(crate) fn new() -> Self {
-        Self(watch::Sender::new(0))
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { count: watch::Sender::new(0), ended: Mutex::default() })
     }
 
     /// Counts one more until the result is dropped. One who joined background work does so before this call, which
     /// makes that work look at its priority again.
-    pub(crate) fn enter(&self) -> Demanding<'_> {
-        self.0.send_modify(|count| *count += 1);
-        Demanding(self)
+    pub(crate) fn enter(self: &Arc<Self>) -> Demanding {
+        self.count.send_modify(|count| *count += 1);
+        Demanding(Arc::clone(self))
     }
 
     /// Returns how much urgent work there is.
     pub(crate) fn count(&self) -> usize {
-        *self.0.borrow()
+        *self.count.borrow()
     }
 
-    /// Waits until there is none, or until `priority` is no longer that of background work.
+    /// Waits until there was none for a moment, or until `priority` is no longer that of background work.
     pub(crate) async fn turn_of(&self, priority: &Priority) {
-        if priority.class() > FetchClass::Background {
-            return;
+        let urgent = || priority.class() > FetchClass::Background;
+        let mut counts = self.count.subscribe();
+        loop {
+            // The sender lives as long as `self`, so waiting cannot fail.
+            let _count = counts.wait_for(|count| *count == 0 || urgent()).await.map(|count| *count);
+            let ended = *self.ended.lock();
+            let Some(quiet) = ended.map(|at| at + QUIET).filter(|quiet| !urgent() && *quiet > Instant::now())
+            else {
+                return;
+            };
+            // Either way it is looked at anew: there may have been a reader in between.
+            let _changed = tokio::time::timeout_at(quiet, counts.changed()).await;
         }
-        let mut counts = self.0.subscribe();
-        // The sender lives as long as `self`, so waiting cannot fail.
-        let _count = counts.wait_for(|count| *count == 0 || priority.class() > FetchClass::Background).await;
     }
-}
 
-impl Demand {
     /// Waits until `priority` is no longer that of background work.
     pub(crate) async fn raised(&self, priority: &Priority) {
-        let mut counts = self.0.subscribe();
+        let mut counts = self.count.subscribe();
         let _count = counts.wait_for(|_| priority.class() > FetchClass::Background).await;
     }
 }
 
-impl Drop for Demanding<'_> {
+impl Drop for Demanding {
     fn drop(&mut self) {
-        self.0.0.send_modify(|count| *count -= 1);
+        *self.0.ended.lock() = Some(Instant::now());
+        self.0.count.send_modify(|count| *count -= 1);
     }
 }
 
@@ -59,21 +82,25 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn background_work_waits_until_nobody_does() {
+    #[tokio::test(start_paused = true)]
+    async fn background_work_waits_until_nobody_does_and_a_moment_longer() {
         let demand = Demand::new();
         let background = Priority::new(FetchClass::Background);
-        assert!(demand.turn_of(&background).now_or_never().is_some());
+        assert!(demand.turn_of(&background).now_or_never().is_some(), "nobody was there ever");
         let reader = demand.enter();
         let mut turn = Box::pin(demand.turn_of(&background));
         assert!(turn.as_mut().now_or_never().is_none());
         drop(reader);
-        assert!(turn.now_or_never().is_some());
+        assert!(turn.as_mut().now_or_never().is_none(), "the next read may come at once");
+        let next = demand.enter();
+        assert!(turn.as_mut().now_or_never().is_none());
+        drop(next);
+        turn.await;
         assert_eq!(demand.count(), 0);
     }
 
-    #[test]
-    fn one_who_joins_background_work_is_not_waited_for_by_it() {
+    #[tokio::test]
+    async fn one_who_joins_background_work_is_not_waited_for_by_it() {
         let demand = Demand::new();
         let priority = Priority::new(FetchClass::Background);
         let _reader = demand.enter();

@@ -47,8 +47,12 @@ pub(crate) struct Arrived {
 /// Queues an arrived span.
 pub(crate) fn submit(core: &Arc<LayerCore>, arrived: Arrived) {
     let priority = arrived.permit.priority().clone();
+    let urgent = (priority.class() > FetchClass::Background).then(|| core.shared.demand.enter());
     let task = Arc::clone(core);
-    core.shared.workers.submit(priority, move || work(&task, arrived));
+    core.shared.workers.submit(priority, move || {
+        work(&task, arrived);
+        drop(urgent);
+    });
 }
 
 fn work(core: &Arc<LayerCore>, arrived: Arrived) {

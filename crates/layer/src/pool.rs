@@ -47,7 +47,7 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<Budget>,
     pub(crate) workers: Workers,
     pub(crate) recent: Recent,
-    pub(crate) demand: Demand,
+    pub(crate) demand: Arc<Demand>,
     pub(crate) background: Background,
 }
 

@@ -94,8 +94,14 @@ impl Daemon {
         let userxattr = overlay::in_user_namespace();
         if options.config.check_overlay {
             make_private(&root).with_context(|| format!("directory {root:?}"))?;
-            overlay::check(&root, userxattr)?;
-            tracing::debug!("snapshotter is supported");
+            match overlay::check(&root, userxattr) {
+                Ok(()) => tracing::debug!("snapshotter is supported"),
+                Err(error) if error.is_full() => {
+                    let error = soci_snapshotter::error::chain(&error);
+                    tracing::warn!(error, "no room to try overlay: remove images to make some");
+                }
+                Err(error) => return Err(error.into()),
+            }
         } else {
             tracing::warn!("skipped snapshotter is supported check");
         }

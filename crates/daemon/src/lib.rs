@@ -10,6 +10,7 @@ pub mod control;
 mod cri;
 pub mod daemon;
 pub mod debug;
+pub mod disk;
 pub mod doctor;
 pub mod dumps;
 pub mod grpc;

@@ -58,11 +58,21 @@ impl RootLock {
             let _ = file.take(32).read_to_string(&mut text);
             return Err(LockError::Taken { root: root.to_owned(), pid: text.trim().parse().ok() });
         }
-        file.set_len(0).map_err(io)?;
-        file.rewind().map_err(io)?;
-        writeln!(file, "{}", std::process::id()).map_err(io)?;
+        // The lock is held; its text only tells others by whom, and must not name somebody else.
+        if let Err(error) = tell(&mut file) {
+            tracing::warn!(%error, file = %path.display(), "the lock file does not say which process has it");
+            let _ = file.set_len(0);
+        }
         Ok(Self(file))
     }
+}
+
+/// Writes our number over what is there, which needs no space on a full disk.
+fn tell(file: &mut File) -> io::Result<()> {
+    let text = format!("{}\n", std::process::id());
+    file.rewind()?;
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use crate::disk::is_full;
+
 /// The file system of the root directory does not carry overlay.
 #[derive(Debug, thiserror::Error)]
 #[error("snapshotter is not supported: overlay on {root:?}: {step}")]
@@ -17,13 +19,22 @@ pub struct Unsupported {
     source: io::Error,
 }
 
+impl Unsupported {
+    /// Whether there was no room to try it.
+    pub fn is_full(&self) -> bool {
+        is_full(&self.source)
+    }
+}
+
 /// Mounts an overlay of two layers beneath `root` and takes it away again. Blocks.
 ///
 /// # Errors
 /// [`Unsupported`], saying what failed.
 pub fn check(root: &Path, userxattr: bool) -> Result<(), Unsupported> {
     let error = |step| move |source| Unsupported { root: root.to_owned(), step, source };
-    let trial = root.join(format!("trial-{}", std::process::id()));
+    let trial = root.join("trial");
+    // That of a process that was killed; one daemon uses a root at a time.
+    drop(Trial(trial.clone()));
     let guard = Trial(trial.clone());
     for name in ["lower1", "lower2", "upper", "work", "merged"] {
         DirBuilder::new()

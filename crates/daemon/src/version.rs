@@ -2,12 +2,14 @@
 //!
 //! `<root>/version` is one line, `soci-snapshotter-grpc state <number>`. A daemon that finds a larger number than it knows does
 //! not start, since it would take what it cannot read for damage and delete it. A file that is missing or cut says nothing:
-//! it is written anew, beside its place and renamed.
+//! it is written anew, beside its place and renamed; on a full disk at a later start.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use crate::disk::is_full;
 
 /// The format that this version writes, and the largest that it reads.
 const FORMAT: u32 = 1;
@@ -62,7 +64,13 @@ pub fn check(root: &Path) -> Result<(), VersionError> {
     match whole.and_then(|number| number.parse::<u32>().ok()) {
         Some(FORMAT) => Ok(()),
         Some(found) if found > FORMAT => Err(VersionError::Newer { root: root.to_owned(), found }),
-        _ => write(root, &path).map_err(io),
+        _ => match write(root, &path) {
+            Err(error) if is_full(&error) => {
+                tracing::warn!(%error, file = %path.display(), "no room to note the format of the state");
+                Ok(())
+            }
+            written => written.map_err(io),
+        },
     }
 }
 

@@ -80,12 +80,13 @@ impl SpanCache {
     /// # Errors
     /// When `root` cannot be made or read.
     pub fn open(root: &Path, settings: CacheSettings) -> io::Result<Arc<Self>> {
-        let temporary = root.join("tmp");
-        match fs::remove_dir_all(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        for entry in entries(&root.join("tmp"))? {
+            if entry.file_type()?.is_dir() {
+                fs::remove_dir_all(entry.path())?;
+            } else {
+                fs::remove_file(entry.path())?;
+            }
         }
-        make_dir(&temporary)?;
         let mut cache = Self {
             root: root.to_owned(),
             max_bytes: settings.max_bytes,
@@ -95,6 +96,7 @@ impl SpanCache {
             buffers: Buffers::new(4 << 20),
         };
         cache.scan()?;
+        cache.make_temporary()?;
         if let Some(percent) = settings.max_percent {
             let free = rustix::fs::statvfs(root)?;
             let space = free.f_bavail.saturating_mul(free.f_frsize).saturating_add(cache.usage());
@@ -130,6 +132,23 @@ impl SpanCache {
         let mut index = self.index.lock();
         found.iter().for_each(|(_, key, bytes)| index.insert(key, *bytes));
         Ok(())
+    }
+
+    /// Makes the directory for what is being written. On a full disk an entry goes for it; where there is none, it is made
+    /// when it is needed, since a cache that does not open would keep the disk full.
+    fn make_temporary(&self) -> io::Result<()> {
+        let temporary = self.root.join("tmp");
+        let made = match make_dir(&temporary) {
+            Err(error) if is_full(&error) && self.evict(1) > 0 => make_dir(&temporary),
+            made => made,
+        };
+        match made {
+            Err(error) if is_full(&error) => {
+                tracing::warn!(%error, dir = %self.root.display(), "no room for what is to be cached");
+                Ok(())
+            }
+            made => made,
+        }
     }
 
     /// Whether the entry is there, as far as is known without reading it.
@@ -228,7 +247,7 @@ impl SpanCache {
         let temporary = self.root.join("tmp").join(number.to_string());
         let written = match self.write(&temporary, key, payload) {
             // The disk is full below our limit: others use it. Ours may go to make room for what a reader needs.
-            Err(error) if error.kind() == io::ErrorKind::StorageFull && class == FetchClass::OnDemand => {
+            Err(error) if is_full(&error) && class == FetchClass::OnDemand => {
                 if self.evict(bytes.saturating_mul(2)) == 0 {
                     Err(error)
                 } else {
@@ -260,8 +279,16 @@ impl SpanCache {
     }
 
     fn write(&self, temporary: &Path, key: &SpanKey, payload: &[u8]) -> io::Result<()> {
-        let file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let file = match options.open(temporary) {
+            // There was no room for the directory at start.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                temporary.parent().map_or(Ok(()), make_dir)?;
+                options.open(temporary)?
+            }
+            opened => opened?,
+        };
         entry::write(&file, key, payload)
     }
 
@@ -324,17 +351,16 @@ impl SpanCache {
     /// When its directory cannot be removed; what is left is found again at the next start.
     pub fn remove_layer(&self, ztoc: &Digest) -> io::Result<()> {
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
-        let aside = self.root.join("tmp").join(number.to_string());
-        {
+        let (dir, aside) = (self.layer_dir(ztoc), self.root.join("tmp").join(number.to_string()));
+        let doomed = {
             let mut index = self.index.lock();
-            match fs::rename(self.layer_dir(ztoc), &aside) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                renamed => renamed?,
-            }
+            // Not in one moment where the disk has no room for that; what somebody stores meanwhile is a miss then.
+            let moved = fs::rename(&dir, &aside).is_ok();
             index.remove_layer(ztoc);
             self.handles.lock().retain(|(held, _)| held.ztoc != *ztoc);
-        }
-        match fs::remove_dir_all(&aside) {
+            if moved { aside } else { dir }
+        };
+        match fs::remove_dir_all(&doomed) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -405,6 +431,11 @@ fn parse_name(name: Option<&str>) -> Option<(SpanId, SpanForm)> {
         _ => return None,
     };
     Some((SpanId(span.parse().ok()?), form))
+}
+
+/// Whether the disk, its inodes or a quota are used up.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Whether descriptors or memory are short: the file itself may be fine.

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use soci_oci::Digest;
 
+use crate::disk::is_full;
+
 /// The directory of zTOCs. All calls block on the disk.
 #[derive(Debug)]
 pub struct Ztocs {
@@ -25,16 +27,29 @@ impl Ztocs {
     /// # Errors
     /// When it cannot be made.
     pub fn open(root: &Path) -> io::Result<Self> {
-        let root = root.join("ztocs");
-        let temporary = root.join("tmp");
-        match fs::remove_dir_all(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        let this = Self { root: root.join("ztocs"), next: AtomicU64::new(0) };
+        match fs::read_dir(this.temporary()) {
+            Ok(entries) => entries.into_iter().try_for_each(|entry| fs::remove_file(entry?.path()))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
-        for dir in [temporary, root.join("sha256"), root.join("sha512")] {
-            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        match this.make_dirs() {
+            Err(error) if is_full(&error) => {
+                tracing::warn!(%error, dir = %this.root.display(), "no room for directories of zTOCs");
+            }
+            made => made?,
         }
-        Ok(Self { root, next: AtomicU64::new(0) })
+        Ok(this)
+    }
+
+    fn temporary(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    fn make_dirs(&self) -> io::Result<()> {
+        [self.temporary(), self.root.join("sha256"), self.root.join("sha512")]
+            .iter()
+            .try_for_each(|dir| DirBuilder::new().recursive(true).mode(0o700).create(dir))
     }
 
     /// Returns where `digest` is, or would be.
@@ -51,8 +66,13 @@ impl Ztocs {
         if fs::metadata(&path).is_ok_and(|found| found.len() == bytes.len() as u64) {
             return Ok(());
         }
-        let temporary = self.root.join("tmp").join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
-        let written = write(&temporary, bytes).and_then(|()| fs::rename(&temporary, &path));
+        let temporary = self.temporary().join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        let write = || write(&temporary, bytes).and_then(|()| fs::rename(&temporary, &path));
+        let written = match write() {
+            // There was no room for the directories at start.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.make_dirs().and_then(|()| write()),
+            written => written,
+        };
         if let Err(error) = written {
             let _ = fs::remove_file(&temporary);
             return Err(error);
@@ -130,6 +150,16 @@ mod tests {
         assert_eq!(ztocs.list(), [digest]);
         ztocs.remove(&digest);
         assert_eq!(ztocs.read(&digest, 100).unwrap(), None);
+    }
+
+    #[test]
+    fn directories_that_had_no_room_at_start_are_made_when_they_are_needed() {
+        let root = tempfile::tempdir().unwrap();
+        let ztocs = Ztocs::open(root.path()).unwrap();
+        fs::remove_dir_all(root.path().join("ztocs")).unwrap();
+        let digest = Digest::of(b"a zTOC");
+        ztocs.put(&digest, b"a zTOC").unwrap();
+        assert_eq!(ztocs.read(&digest, 100).unwrap().unwrap(), b"a zTOC"[..]);
     }
 
     #[test]

@@ -108,6 +108,23 @@ fn an_entry_cut_at_any_byte_is_a_miss() {
 }
 
 #[test]
+fn without_a_directory_for_what_is_being_written_it_is_made_and_layers_go_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), None);
+    let bytes = content(1000);
+    for _ in 0..2 {
+        fs::remove_dir(dir.path().join("tmp")).unwrap();
+        assert_eq!(put(&cache, &plain(0), &bytes, FetchClass::OnDemand).unwrap(), Stored::Yes);
+        assert_eq!(cache.read_all(&plain(0)).unwrap(), bytes);
+        fs::remove_dir(dir.path().join("tmp")).unwrap();
+        cache.remove_layer(&plain(0).ztoc).unwrap();
+        assert!(!cache.contains(&plain(0)) && cache.layers().is_empty() && cache.usage() == 0);
+        assert!(!cache.path(&plain(0)).exists());
+        fs::create_dir(dir.path().join("tmp")).unwrap();
+    }
+}
+
+#[test]
 fn an_entry_under_the_name_of_another_is_a_miss() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path(), None);

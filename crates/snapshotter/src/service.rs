@@ -32,7 +32,7 @@ use crate::{Code, Error, Filter, reclaim, usage};
 
 mod layer;
 
-/// Set on each snapshot of a pull: what became of the layer.
+/// Set on each snapshot of a pull, and kept when containerd commits it: what became of the layer.
 pub const VERDICT_LABEL: &str = "containerd.io/snapshot/soci.verdict";
 /// How many mounts are brought back at once at start.
 const RESTORE_AT_ONCE: usize = 16;
@@ -227,7 +227,14 @@ impl Snapshotter {
             })?;
             let usage = measure(&store.dir(record.id))?;
             let parent = (!request.parent.is_empty()).then_some(request.parent.as_str());
-            store.commit(&request.key, &request.name, parent, kept(request.labels), usage).map(drop)
+            let mut labels = kept(request.labels);
+            // containerd sends the labels that it knows, and it was not told of these.
+            for ours in [VERDICT_LABEL, labels::NAMESPACE] {
+                if let Some(value) = record.labels.get(ours) {
+                    labels.entry(ours.to_owned()).or_insert_with(|| value.clone());
+                }
+            }
+            store.commit(&request.key, &request.name, parent, labels, usage).map(drop)
         })
         .await
     }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 use soci_e2e::pull::KUBELET;
 use soci_e2e::scrape::scrape;
 use soci_e2e::{Stage, StageOptions, images};
-use soci_testkit::image::Dialect;
+use soci_testkit::image::{Dialect, Image};
 use soci_testkit::{Action, AuthMode, Fault, Matcher, wait};
 
 /// A stage whose daemon shows its metrics on a Unix socket.
@@ -25,6 +26,14 @@ fn counted(stage: &Stage, series: &str) -> Result<()> {
         bail!("{line} is missing in\n{}", scrape(&socket)?);
     }
     Ok(())
+}
+
+/// Returns what containerd shows as the verdict on an image's topmost snapshot.
+fn verdict(stage: &Stage, image: &Image) -> Result<String> {
+    let words = ["snapshots", "--snapshotter", "soci", "info", &image.chain_id()];
+    let shown: Value = serde_json::from_str(&stage.containerd.run(KUBELET, &words)?)?;
+    let verdict = shown["Labels"]["containerd.io/snapshot/soci.verdict"].as_str();
+    Ok(verdict.with_context(|| format!("no verdict in {shown}"))?.to_owned())
 }
 
 #[test]
@@ -47,6 +56,7 @@ fn pulls_that_fall_back_are_counted_with_the_reason() -> Result<()> {
     let stage = stage("")?;
     let plain = stage.publish(&images::single(51), "team/plain", "1");
     stage.pull_as_kubelet(&plain)?;
+    assert_eq!(verdict(&stage, &images::single(51))?, "left to containerd: no-index");
     counted(&stage, "soci_pull_verdicts_total{verdict=\"left to containerd\",reason=\"no-index\"}")?;
 
     // An index whose zTOCs cannot be had: each layer is unpacked by the daemon.
@@ -63,6 +73,7 @@ fn pulls_that_fall_back_are_counted_with_the_reason() -> Result<()> {
     stage.pull_as_kubelet(&published)?;
     assert_eq!(stage.lazy_layers()?, 0);
     assert_eq!(stage.probe(KUBELET, &published, "echo", &["echo", "hello"])?, "hello\n");
+    assert_eq!(verdict(&stage, &image)?, "unpacked: mount-failed");
     counted(&stage, "soci_fs_operation_count{layer=\"\",operation_type=\"fuse_mount_failure_count\"}")?;
     counted(&stage, "soci_pull_verdicts_total{verdict=\"unpacked\",reason=\"mount-failed\"}")
 }

@@ -292,6 +292,22 @@ async fn the_ladder_ends_in_a_container_that_starts() {
 }
 
 #[tokio::test]
+async fn the_verdict_outlives_the_commit_of_a_layer_that_containerd_unpacked() {
+    let script = Script { no_index: Mutex::new(Some(ResolveErrorKind::None)), ..Script::default() };
+    let bench = Bench::new(script, PullModes::default());
+    bench.prepare("key", "", Some("sha256:one")).await.unwrap();
+    // containerd sends the labels that it knows.
+    let mut labels = request("k8s.io", "", "", Some("sha256:one")).labels;
+    let commit =
+        Commit { key: "key".into(), name: "sha256:one".into(), labels: labels.clone(), ..Commit::default() };
+    bench.snapshotter.commit(commit).await.unwrap();
+    for (label, value) in [(VERDICT_LABEL, "left to containerd: no-index"), (labels::NAMESPACE, "k8s.io")] {
+        labels.insert(label.to_owned(), value.to_owned());
+    }
+    assert_eq!(bench.snapshotter.stat("sha256:one").unwrap().labels, labels.into_iter().collect());
+}
+
+#[tokio::test]
 async fn an_unpacked_layer_reports_what_it_takes() {
     let script = Script { no_ztoc: Mutex::new(true), ..Script::default() };
     let bench = Bench::new(script, PullModes::default());

@@ -2,7 +2,7 @@
 //!
 //! Layers of a pull arrive one by one. The verdict is given as soon as it is certain: when each layer of the manifest has
 //! an outcome, when an image is left to containerd as a whole, or when nothing more came for [`IDLE`]. It is given once;
-//! an image pulled again later gets a new one.
+//! an image pulled again later gets a new one. A refusal ends its pull: whatever comes next is another.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -25,7 +25,9 @@ pub const IDLE: Duration = Duration::from_secs(10);
 pub enum Outcome {
     /// Mounted lazily.
     Lazy,
-    /// It was there already.
+    /// Mounted lazily before, for another pull.
+    Mounted,
+    /// There already, unpacked.
     Present,
     /// Unpacked by us.
     Unpacked(Reason),
@@ -46,7 +48,9 @@ pub struct Verdict {
     pub manifest: Option<Digest>,
     /// Layers mounted lazily.
     pub lazy: usize,
-    /// Layers that were there already.
+    /// Layers mounted lazily before.
+    pub mounted: usize,
+    /// Layers that were there already, unpacked.
     pub present: usize,
     /// Layers unpacked by us.
     pub unpacked: usize,
@@ -65,12 +69,14 @@ pub struct Verdict {
 impl Verdict {
     /// Returns the verdict in one word or two: a bounded set, fit for a metric's label.
     pub fn word(&self) -> &'static str {
-        match (self.lazy + self.present, self.unpacked, self.left, self.refused) {
-            (_, _, _, 1..) => "refused",
-            (0, 0, _, _) => "left to containerd",
-            (_, _, 1.., _) => "partly left to containerd",
-            (0, _, _, _) => "unpacked",
-            (_, _, _, _) => "lazy",
+        let lazy = self.lazy + self.mounted;
+        match (lazy, self.unpacked, self.present, self.left, self.refused) {
+            (_, _, _, _, 1..) => "refused",
+            (0, 0, 0, _, _) => "left to containerd",
+            (_, _, _, 1.., _) => "partly left to containerd",
+            (1.., _, _, _, _) => "lazy",
+            (0, 1.., _, _, _) => "unpacked",
+            (0, 0, _, _, _) => "present",
         }
     }
 }
@@ -80,6 +86,7 @@ impl fmt::Display for Verdict {
         write!(f, "image {}: {}", self.image, self.word())?;
         let counts = [
             (self.lazy, "lazy"),
+            (self.mounted, "lazy before"),
             (self.present, "present"),
             (self.unpacked, "unpacked"),
             (self.left, "left to containerd"),
@@ -150,12 +157,16 @@ impl Verdicts {
             pull.layers = layers.or(pull.layers);
             pull.outcomes.insert(layer.layer, outcome);
             pull.cause = pull.cause.take().or(cause);
-            let whole = matches!(outcome, Outcome::Left(_) | Outcome::Refused(_)) && pull.layers.is_none();
-            let complete = whole || pull.layers.is_some_and(|layers| pull.outcomes.len() >= layers);
+            let whole = matches!(outcome, Outcome::Left(_)) && pull.layers.is_none();
+            let over = whole || matches!(outcome, Outcome::Refused(_));
+            let complete = over || pull.layers.is_some_and(|layers| pull.outcomes.len() >= layers);
             let verdict = (complete && !pull.given).then(|| {
                 pull.given = true;
                 pull.verdict(&key.0, Some(key.1))
             });
+            if matches!(outcome, Outcome::Refused(_)) {
+                pulls.remove(&key);
+            }
             (verdict, new)
         };
         if let Some(verdict) = verdict {
@@ -219,6 +230,7 @@ impl Pull {
             image: self.image.clone(),
             manifest,
             lazy: 0,
+            mounted: 0,
             present: 0,
             unpacked: 0,
             left: 0,
@@ -231,6 +243,7 @@ impl Pull {
         for outcome in self.outcomes.values() {
             let (count, weight) = match outcome {
                 Outcome::Lazy => (&mut verdict.lazy, None),
+                Outcome::Mounted => (&mut verdict.mounted, None),
                 Outcome::Present => (&mut verdict.present, None),
                 Outcome::Unpacked(reason) => (&mut verdict.unpacked, Some((2, reason))),
                 Outcome::Left(reason) => (&mut verdict.left, Some((1, reason))),
@@ -271,7 +284,7 @@ mod tests {
         verdicts.note(&numbered(2), Outcome::Unpacked(Reason::NoZtoc), Some(3), None);
         assert_eq!(given.lock().len(), 0);
         verdicts.note(&numbered(3), Outcome::Lazy, Some(3), None);
-        verdicts.note(&numbered(3), Outcome::Present, Some(3), None);
+        verdicts.note(&numbered(3), Outcome::Mounted, Some(3), None);
         tokio::time::sleep(3 * IDLE).await;
         let given = given.lock();
         assert_eq!(given.len(), 1);
@@ -293,6 +306,43 @@ mod tests {
         assert_eq!(given.lock()[0].cause.as_deref(), Some("no index"));
         verdicts.note(&numbered(0), Outcome::Left(Reason::NoIndex), None, None);
         assert_eq!(given.lock().len(), 2, "pulled again later");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_pull_that_is_tried_again_has_a_verdict_each_time() {
+        let (verdicts, given) = collect();
+        verdicts.note(&numbered(1), Outcome::Lazy, Some(2), None);
+        for _ in 0..2 {
+            verdicts.note(&numbered(2), Outcome::Refused(Reason::MountFailed), Some(2), None);
+        }
+        verdicts.note(&numbered(1), Outcome::Mounted, None, None);
+        verdicts.note(&numbered(2), Outcome::Lazy, Some(2), None);
+        tokio::time::sleep(3 * IDLE).await;
+        let words: Vec<_> = given.lock().iter().map(Verdict::word).collect();
+        assert_eq!(words, ["refused", "refused", "lazy"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_image_is_lazy_only_with_a_layer_that_is() {
+        use Outcome::{Lazy, Left, Mounted, Present, Refused, Unpacked};
+        let (small, no_index) = (Unpacked(Reason::Small), Left(Reason::NoIndex));
+        for (outcomes, word) in [
+            (vec![Mounted, Present], "lazy"),
+            (vec![Lazy, small, Present], "lazy"),
+            (vec![Present, Present], "present"),
+            (vec![Present, small], "unpacked"),
+            (vec![no_index, no_index], "left to containerd"),
+            (vec![Present, no_index], "partly left to containerd"),
+            (vec![Mounted, no_index], "partly left to containerd"),
+            (vec![Present, Refused(Reason::NoIndex)], "refused"),
+        ] {
+            let (verdicts, given) = collect();
+            for (number, outcome) in (0..).zip(&outcomes) {
+                verdicts.note(&numbered(number), *outcome, Some(outcomes.len()), None);
+            }
+            tokio::time::sleep(2 * IDLE).await;
+            assert_eq!(given.lock()[0].word(), word, "{outcomes:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

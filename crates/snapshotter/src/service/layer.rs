@@ -139,7 +139,7 @@ impl Inner {
                 Outcome::Refused(reason) => {
                     Done::Failed(refusal(reason, cause.as_deref().unwrap_or_default()))
                 }
-                Outcome::Lazy | Outcome::Present | Outcome::Unpacked(_) => Done::Committed,
+                Outcome::Lazy | Outcome::Mounted | Outcome::Present | Outcome::Unpacked(_) => Done::Committed,
             };
         }
     }
@@ -147,7 +147,8 @@ impl Inner {
     /// Takes notice of a pull that finds its layer here: from now on the layer's bytes may come from that image too, so
     /// that they can still be had when the image it was mounted for loses its credential or its registry.
     async fn present(&self, layer: &LayerRequest, record: &Record) {
-        self.verdicts.note(layer, Outcome::Present, None, None);
+        let outcome = if record.lazy.is_some() { Outcome::Mounted } else { Outcome::Present };
+        self.verdicts.note(layer, outcome, None, None);
         if record.lazy.is_none() {
             return;
         }
@@ -284,7 +285,8 @@ fn write_layer(
 /// The value of [`VERDICT_LABEL`].
 pub(super) fn label(outcome: Outcome) -> String {
     match outcome {
-        Outcome::Lazy | Outcome::Present => "lazy".to_owned(),
+        Outcome::Lazy | Outcome::Mounted => "lazy".to_owned(),
+        Outcome::Present => "present".to_owned(),
         Outcome::Unpacked(reason) => format!("unpacked: {reason}"),
         Outcome::Left(reason) => format!("left to containerd: {reason}"),
         Outcome::Refused(reason) => format!("refused: {reason}"),
@@ -364,6 +366,6 @@ fn report(layer: &LayerRequest, outcome: Outcome, unresolved: Option<ResolveErro
             error = cause,
             "strict mode refuses a pull that is not lazy"
         ),
-        Outcome::Present => {}
+        Outcome::Mounted | Outcome::Present => {}
     }
 }

@@ -307,6 +307,19 @@ async fn the_verdict_outlives_the_commit_of_a_layer_that_containerd_unpacked() {
     assert_eq!(bench.snapshotter.stat("sha256:one").unwrap().labels, labels.into_iter().collect());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_is_there_unpacked_makes_no_pull_lazy() {
+    for (no_ztoc, word) in [(false, "lazy"), (true, "present")] {
+        let script = Script { no_ztoc: Mutex::new(no_ztoc), ..Script::default() };
+        let bench = Bench::new(script, PullModes::default());
+        bench.pull("k", "", "sha256:one").await;
+        bench.snapshotter.prepare(request("other", "x", "", Some("sha256:one"))).await.unwrap_err();
+        let of_other = || bench.verdicts.lock().iter().find(|verdict| verdict.namespace == "other").cloned();
+        tokio::time::sleep(crate::verdict::IDLE * 3).await;
+        assert_eq!(of_other().unwrap().word(), word);
+    }
+}
+
 #[tokio::test]
 async fn an_unpacked_layer_reports_what_it_takes() {
     let script = Script { no_ztoc: Mutex::new(true), ..Script::default() };

@@ -91,7 +91,7 @@ const CAUSES: [Cause; 7] = [
     Cause {
         reason: "mount-failed",
         code: Code::Unavailable,
-        says: "see the cause",
+        says: "doctor",
         config: "",
         image: indexed,
         trouble: |registry, published| {

@@ -208,11 +208,21 @@ impl Reason {
             Self::IndexDenied => "check what the Docker config of the daemon's user has for this registry",
             Self::IndexUnavailable => "check that this machine reaches the registry",
             Self::IndexMalformed => "make the index again with soci convert or soci create",
-            Self::IndexLocal => "see the cause",
+            Self::IndexLocal => {
+                "check space and permissions of the daemon's root directory and containerd's socket: \
+                 soci-snapshotter-grpc doctor looks at them"
+            }
             Self::ContentLocal => "nothing: no layer has to be fetched",
             Self::NoZtoc => "make the index with a smaller --min-layer-size",
             Self::Small => "lower [snapshotter] min_layer_size",
-            Self::MountFailed | Self::UnpackFailed => "see the cause in the log",
+            Self::MountFailed => {
+                "check that the registry has the zTOCs of the index and that FUSE and disk space are there: \
+                 soci-snapshotter-grpc doctor IMAGE looks at both; a damaged index is made again with soci convert"
+            }
+            Self::UnpackFailed => {
+                "check that the registry has the layer and that there is disk space: \
+                 soci-snapshotter-grpc doctor IMAGE looks at both"
+            }
         }
     }
 }
@@ -409,6 +419,9 @@ pub(crate) mod tests {
         ];
         let codes: std::collections::HashSet<_> = all.iter().map(|reason| reason.code()).collect();
         assert_eq!(codes.len(), all.len());
-        assert!(all.iter().all(|reason| !reason.advice().is_empty()));
+        for reason in all {
+            let advice = reason.advice();
+            assert!(!advice.is_empty() && !advice.contains("cause"), "{reason} says nothing to do: {advice}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Live layers: what is mounted and served by this process.
 //!
-//! [`Live`] is the snapshotter's [`LayerProvider`]. It joins the crates that know one thing each: the index is found and
-//! its zTOCs are fetched by [`session`], stored by [`ztocs`] and kept by [`claims`]; [`mounting`] mounts a layer, now or
+//! [`Live`] is the snapshotter's [`LayerProvider`]. It joins the crates that know one thing each: the index is found by
+//! [`session`], its zTOCs are fetched by [`artifacts`], stored by [`ztocs`] and kept by [`claims`]; [`mounting`] mounts a layer, now or
 //! again; its tree, reader and FUSE session are made by [`mounted`]; a layer without zTOC is unpacked by [`unpack`];
 //! [`below`] tells what a layer implies; [`observe`] shows all of it.
 //!
@@ -42,6 +42,7 @@ use crate::allocator;
 use crate::metrics::{Metrics, Timing, names};
 use crate::traces;
 
+pub mod artifacts;
 pub mod below;
 pub mod claims;
 pub mod content;
@@ -299,7 +300,10 @@ impl LayerProvider for Live {
         Ok(ImageFacts {
             index: image.index.digest,
             layers: image.manifest.layers.len(),
-            layer: LayerFacts { size: blob.map(|blob| blob.size), has_ztoc: image.has(&layer.layer) },
+            layer: LayerFacts {
+                size: blob.map(|blob| blob.size),
+                has_ztoc: image.artifacts.has(&layer.layer),
+            },
         })
     }
 

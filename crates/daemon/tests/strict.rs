@@ -168,6 +168,24 @@ async fn a_pull_without_labels_is_refused_with_the_setting_of_containerd() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_ztoc_that_could_not_be_had_once_is_had_by_the_next_pull() {
+    let registry = registry().await;
+    let published = indexed(&registry);
+    let mut stage = Stage::new(&registry, &format!("{CONFIG}{STRICT}")).await;
+    let ztocs = |number: usize| format!("/blobs/{}", published.ztocs[number]);
+    let asked = |path: &str| {
+        let log = registry.log();
+        log.iter().filter(|seen| seen.request.path.ends_with(path) && seen.status != 401).count()
+    };
+    registry.fault(Fault::new(Matcher::path(ztocs(0)), Action::status(404)).times(1));
+    let status = refusal(&mut stage, &published).await;
+    assert!(status.message().contains("(mount-failed)"), "{}", status.message());
+    stage.pull(&published).await;
+    assert_eq!(stage.fuse_mounts(), 3);
+    assert_eq!((asked(&ztocs(0)), asked(&ztocs(1))), (2, 1), "what came is not fetched again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn layers_that_the_publisher_left_out_are_no_fallback() {
     let registry = registry().await;
     let published = publish(&registry, "team/app", layers().0, |number| number == 0);

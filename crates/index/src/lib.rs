@@ -31,4 +31,4 @@ pub use image::{Image, ImageError, Platforms};
 pub use manifest::{IndexError, IndexVersion, SociIndex};
 pub use push::{PushError, PushOptions, push};
 pub use remote::{PushRemote, Remote};
-pub use resolve::{ArtifactKind, Resolved, resolve};
+pub use resolve::{ArtifactKind, Resolved, fetch_artifact, resolve};

@@ -71,7 +71,7 @@ pub fn resolve(
         futures::stream::iter(artifacts.clone())
             .map(move |(layer, kind, descriptor)| {
                 let (remote, local, context) = (Arc::clone(&remote), Arc::clone(&local), context.clone());
-                async move { fetch(layer, kind, descriptor, &*remote, &*local, &context).await }
+                async move { fetch_artifact(layer, kind, descriptor, &*remote, &*local, &context).await }
             })
             .buffer_unordered(PARALLEL)
     })
@@ -108,7 +108,8 @@ fn artifacts(index: &SociIndex) -> Vec<(Digest, ArtifactKind, Descriptor)> {
     wanted
 }
 
-async fn fetch(
+/// Fetches and stores one artifact of an index, unless it is here.
+pub async fn fetch_artifact(
     layer: Digest,
     kind: ArtifactKind,
     descriptor: Descriptor,

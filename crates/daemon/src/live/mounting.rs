@@ -17,10 +17,11 @@ use soci_snapshotter::{Ancestor, LayerRequest, MountRecord, ResolveError, Snapsh
 use soci_ztoc::{DecodeLimits, Ztoc};
 
 use super::Live;
+use super::artifacts::Ready;
 use super::below::Layers;
 use super::content::LocalBlob;
 use super::mounted::{self, Asked, Failed, Mounted, Plan};
-use super::session::{Image, Ready};
+use super::session::Image;
 use super::ztocs::Ztocs;
 
 /// How long fetching a zTOC that was lost may take.
@@ -37,7 +38,7 @@ impl Live {
         let resolve = |error: ResolveError| Failed { kind: resolve_kind(error.kind), message: chain(&error) };
         let image = self.image(layer).await.map_err(resolve)?;
         let deadline = Instant::now() + self.mount_timeout;
-        let ready = match image.ready(&layer.layer, deadline).await {
+        let ready = match image.artifacts.ready(&layer.layer, deadline).await {
             Some(Ok(ready)) => ready,
             Some(Err(error)) => {
                 return Err(Failed { kind: fetch_kind(error.kind()), message: chain(&error) });

@@ -1,8 +1,7 @@
 //! One pull of one image: what its index says, and its zTOCs, fetched in one burst.
 //!
-//! The first Prepare of an image starts the session: the index is discovered, then all artifacts are fetched at once, and
-//! each is stored, decoded and handed over as soon as it is there. A layer waits for its own zTOC only, and a bad one costs
-//! its layer only. Later Prepares of the image use no network.
+//! The first Prepare of an image starts the session: the index is discovered, then all [`artifacts`](super::artifacts) are
+//! fetched at once. Later Prepares of the image use no network.
 //!
 //! A session ends when nothing was asked of it for [`IDLE`], or with the image's last snapshot; what is still being fetched
 //! for it ends with it. A failure is not remembered, but for the moment that the other layers of the same pull need to hear
@@ -12,25 +11,22 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
 use parking_lot::Mutex;
-use soci_index::prefetch::Prefetch;
-use soci_index::{ArtifactKind, DiscoverError, DiscoverRequest, Discovered, SociIndex, discover, resolve};
+use soci_index::{DiscoverError, DiscoverRequest, Discovered, SociIndex, Source, discover};
 use soci_oci::manifest::MAX_MANIFEST_SIZE;
-use soci_oci::{Digest, FetchClass, FetchContext, FetchError, FetchErrorKind, Manifest};
+use soci_oci::{Digest, FetchClass, FetchContext, FetchErrorKind, Manifest};
 use soci_registry::Repository;
 use soci_snapshotter::error::chain;
 use soci_snapshotter::jobs::Jobs;
 use soci_snapshotter::plan::ResolveErrorKind;
 use soci_snapshotter::{LayerRequest, ResolveError};
 use soci_store::ContentStore;
-use soci_ztoc::{DecodeLimits, Ztoc};
-use tokio::sync::watch;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::field::Empty;
 
-use super::claims::{Claims, Hold};
+use super::artifacts::{Artifacts, Origin, Wanted};
+use super::claims::Claims;
 use super::content::has_all;
 use super::ztocs::Ztocs;
 use crate::config::checked::Discovery;
@@ -43,16 +39,11 @@ pub const IDLE: Duration = Duration::from_secs(300);
 pub const NO_INDEX: Duration = Duration::from_secs(30);
 /// How long a failure to find out is remembered.
 pub const FAILED: Duration = Duration::from_secs(3);
-/// How long fetching the artifacts of an image may take in all.
-const BURST: Duration = Duration::from_secs(300);
 /// How long the registry is waited for when all of the image is on this machine.
 const HERE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Namespace, manifest and explicit index.
 pub type Key = (String, Digest, Option<Digest>);
-
-/// A layer's zTOC, or why it cannot be had; `None` while it is on its way.
-type Arrival = Option<Result<Arc<Ready>, FetchError>>;
 
 /// An image whose index is known.
 #[derive(Debug)]
@@ -65,28 +56,10 @@ pub struct Image {
     pub repository: Repository,
     /// What is on this machine already.
     pub content: Arc<dyn ContentStore>,
-    layers: HashMap<Digest, watch::Receiver<Arrival>>,
-    /// Its zTOCs are not deleted while it is here.
-    hold: Arc<Hold>,
-    /// What was counted about its index and layers so far.
-    _series: Vec<Arc<Series>>,
-    /// Ends the fetching of its artifacts.
-    _fetching: DropGuard,
-}
-
-/// A layer whose zTOC is here, stored and decoded.
-#[derive(Debug)]
-pub struct Ready {
-    /// The zTOC.
-    pub digest: Digest,
-    /// Its size in bytes.
-    pub size: u64,
-    /// Whether no file of the layer has extended attributes.
-    pub disable_xattrs: bool,
-    /// Spans to fetch first, once they are known; it closes when none will come. None where the index has none.
-    pub prefetch: Option<watch::Receiver<Option<Prefetch>>>,
-    /// Decoded, until somebody takes it.
-    pub decoded: Mutex<Option<Ztoc>>,
+    /// Its zTOCs, which are not deleted while it is here.
+    pub artifacts: Artifacts,
+    /// What was counted about its index so far.
+    _series: Arc<Series>,
 }
 
 /// How images are resolved.
@@ -119,34 +92,6 @@ type Outcome = Result<Arc<Image>, ResolveError>;
 struct Known {
     outcome: Outcome,
     until: Instant,
-}
-
-impl Image {
-    /// Returns the layer's zTOC once it is here; `None` when the index has none for it.
-    ///
-    /// # Errors
-    /// Why it cannot be had or used.
-    pub async fn ready(&self, layer: &Digest, deadline: Instant) -> Option<Result<Arc<Ready>, FetchError>> {
-        let mut artifact = self.layers.get(layer)?.clone();
-        let arrived = tokio::time::timeout_at(deadline.into(), artifact.wait_for(Option::is_some)).await;
-        Some(match arrived {
-            Ok(Ok(arrived)) => arrived.clone().unwrap_or_else(|| Err(gone(layer))),
-            Ok(Err(_)) => Err(gone(layer)),
-            Err(_) => Err(FetchError::new(
-                FetchErrorKind::Unavailable,
-                format!("timeout waiting for layer {layer} to resolve"),
-            )),
-        })
-    }
-
-    /// Whether the index has a zTOC for `layer`.
-    pub fn has(&self, layer: &Digest) -> bool {
-        self.layers.contains_key(layer)
-    }
-}
-
-fn gone(layer: &Digest) -> FetchError {
-    FetchError::new(FetchErrorKind::Unavailable, format!("fetching the zTOC of layer {layer} was given up"))
 }
 
 impl Sessions {
@@ -225,7 +170,7 @@ impl Sessions {
             known
                 .outcome
                 .as_ref()
-                .is_ok_and(|image| Arc::strong_count(image) == 1 && image.hold.ztocs().contains(ztoc))
+                .is_ok_and(|image| Arc::strong_count(image) == 1 && image.artifacts.ztocs().contains(ztoc))
         });
     }
 
@@ -301,6 +246,9 @@ impl Sessions {
             (None, Some(true)) => tokio::time::timeout(HERE_PATIENCE, discovering).await.ok(),
             (None, _) => Some(discovering.await),
         };
+        if let Some(found) = &found {
+            tell(request, found);
+        }
         let message = match found {
             Some(Ok(found)) => return Ok(found),
             Some(Err(error)) => {
@@ -329,7 +277,7 @@ impl Sessions {
     ) -> Outcome {
         let begun = Instant::now();
         let found = self.discover(request, &repository, &*content).await?;
-        tracing::info!(
+        tracing::debug!(
             image = %request.image,
             digest = %found.index.digest,
             source = ?found.source,
@@ -338,19 +286,19 @@ impl Sessions {
         let index = Arc::new(found.index);
         let of_index = self.metrics.series(&index.digest);
         of_index.observe(Timing::IndexFetch, begun.elapsed());
-        let mut series = vec![of_index];
-        let mut senders = HashMap::new();
-        let mut layers = HashMap::new();
+        let mut wanted = Vec::new();
+        let mut ztocs = Vec::new();
         for layer in &found.image_manifest.layers {
-            if index.ztoc(&layer.digest).is_some() {
-                let (sender, receiver) = watch::channel(None);
-                let of_layer = self.metrics.series(&layer.digest);
-                series.push(Arc::clone(&of_layer));
-                senders.insert(layer.digest, (sender, of_layer));
-                layers.insert(layer.digest, receiver);
+            if let Some(ztoc) = index.ztoc(&layer.digest) {
+                ztocs.push(ztoc.digest);
+                wanted.push(Wanted {
+                    layer: layer.digest,
+                    series: self.metrics.series(&layer.digest),
+                    prefetch: self.settings.prefetch && index.prefetch(&layer.digest).is_some(),
+                });
             }
         }
-        if layers.is_empty() {
+        if wanted.is_empty() {
             // Its tools make none without a zTOC, so it is another image's. containerd pulls layers side by side.
             return Err(ResolveError {
                 kind: ResolveErrorKind::Malformed,
@@ -358,40 +306,17 @@ impl Sessions {
             });
         }
         // Before anything is stored: from here on nobody deletes one of them.
-        let hold = Arc::new(
-            self.claims.hold(layers.keys().filter_map(|layer| Some(index.ztoc(layer)?.digest)).collect()),
-        );
-        let wanted = |layer: &&Digest| self.settings.prefetch && index.prefetch(layer).is_some();
-        let (prefetches, coming) = layers
-            .keys()
-            .filter(wanted)
-            .map(|layer| {
-                let (sender, receiver) = watch::channel(None);
-                ((*layer, sender), (*layer, receiver))
-            })
-            .unzip();
-        let burst = Burst {
+        let hold = self.claims.hold(ztocs);
+        let origin = Origin {
             image: request.image.to_string(),
             index: Arc::clone(&index),
             repository: repository.clone(),
             content: Arc::clone(&content),
-            ztocs: Arc::clone(&self.ztocs),
-            prefetches,
-            coming,
-            senders,
-            hold: Arc::clone(&hold),
         };
-        let stop = self.stop.child_token();
-        let ends = stop.clone();
-        self.tracker.spawn(async move {
-            tokio::select! {
-                () = burst.run() => {}
-                () = ends.cancelled() => {}
-            }
-        });
+        let (tracker, stop) = (self.tracker.clone(), self.stop.child_token());
+        let artifacts = Artifacts::fetch(origin, wanted, hold, Arc::clone(&self.ztocs), tracker, stop);
         let manifest = found.image_manifest;
-        let _fetching = stop.drop_guard();
-        Ok(Arc::new(Image { manifest, index, repository, content, layers, hold, _series: series, _fetching }))
+        Ok(Arc::new(Image { manifest, index, repository, content, artifacts, _series: of_index }))
     }
 }
 
@@ -406,85 +331,32 @@ async fn is_here(manifest: &Digest, content: &dyn ContentStore) -> bool {
     }
 }
 
-/// Fetching all artifacts of an image.
-struct Burst {
-    image: String,
-    index: Arc<SociIndex>,
-    repository: Repository,
-    content: Arc<dyn ContentStore>,
-    ztocs: Arc<Ztocs>,
-    /// Where prefetch artifacts go that have not come yet, and where they come out.
-    prefetches: HashMap<Digest, watch::Sender<Option<Prefetch>>>,
-    coming: HashMap<Digest, watch::Receiver<Option<Prefetch>>>,
-    senders: HashMap<Digest, (watch::Sender<Arrival>, Arc<Series>)>,
-    hold: Arc<Hold>,
-}
-
-impl Burst {
-    async fn run(mut self) {
-        let context = FetchContext::new(Instant::now() + BURST, FetchClass::OnDemand);
-        let artifacts = resolve(Arc::clone(&self.index), Arc::new(self.repository), self.content, context);
-        let mut artifacts = std::pin::pin!(artifacts);
-        let begun = Instant::now();
-        while let Some(artifact) = artifacts.next().await {
-            let layer = artifact.layer;
-            let Some((sender, series)) = self.senders.get(&layer) else { continue };
-            if artifact.kind == ArtifactKind::Prefetch {
-                let decoded = artifact.bytes.map(|bytes| Prefetch::decode(&bytes));
-                // Taken out, so that whoever waits hears of it whatever comes.
-                let sender = self.prefetches.remove(&layer);
-                match (decoded, sender) {
-                    (Ok(Ok(prefetch)), Some(sender)) => drop(sender.send_replace(Some(prefetch))),
-                    (Ok(Ok(_)), None) => {}
-                    (Ok(Err(error)), _) => {
-                        tracing::warn!(%layer, error = %chain(&error), "prefetch artifact is not used")
-                    }
-                    (Err(error), _) => {
-                        tracing::warn!(%layer, error = %chain(&error), "prefetch artifact is not used")
-                    }
-                }
-                continue;
-            }
-            series.observe(Timing::ZtocFetch, begun.elapsed());
-            let (ztocs, hold, series) = (Arc::clone(&self.ztocs), Arc::clone(&self.hold), Arc::clone(series));
-            let stored = tokio::task::spawn_blocking(move || {
-                let stored = store(&ztocs, artifact, &series);
-                drop(hold);
-                stored
-            });
-            let stored = stored.await;
-            let stored = stored.unwrap_or_else(|_| Err(gone(&layer)));
-            if let Err(error) = &stored {
-                tracing::warn!(image = self.image, %layer, error = %chain(error), "a zTOC cannot be used");
-            }
-            let stored = stored.map(|ready| {
-                let prefetch = self.coming.get(&layer).cloned();
-                Arc::new(Ready { prefetch, ..ready })
-            });
-            sender.send_replace(Some(stored));
-        }
+/// Says how an index was looked for, in the lines that tools made for the reference know.
+fn tell(request: &DiscoverRequest, found: &Result<Discovered, DiscoverError>) {
+    let image = &request.image;
+    if let Some(digest) = request.explicit {
+        tracing::debug!(%image, %digest, "using provided soci index digest");
+        return;
     }
-}
-
-/// Stores and decodes a zTOC. Blocks.
-fn store(ztocs: &Ztocs, artifact: soci_index::Resolved, series: &Series) -> Result<Ready, FetchError> {
-    let bytes = artifact.bytes?;
-    let digest = artifact.descriptor.digest;
-    let begun = Instant::now();
-    let ztoc = Ztoc::decode(bytes.clone(), &DecodeLimits::default()).map_err(|error| {
-        FetchError::because(FetchErrorKind::Integrity, format!("decode zTOC {digest}"), error)
-    })?;
-    series.observe(Timing::ZtocUnmarshal, begun.elapsed());
-    ztocs
-        .put(&digest, &bytes)
-        .map_err(|error| FetchError::because(FetchErrorKind::Local, format!("store zTOC {digest}"), error))?;
-    Ok(Ready {
-        digest,
-        size: bytes.len() as u64,
-        disable_xattrs: SociIndex::disable_xattrs(&artifact.descriptor),
-        prefetch: None,
-        decoded: Mutex::new(Some(ztoc)),
-    })
+    let source = found.as_ref().ok().map(|found| found.source);
+    let none = matches!(found, Err(DiscoverError::NoIndex { .. }));
+    if request.v2 {
+        tracing::debug!(%image, "checking for soci v2 index annotation");
+        match source {
+            Some(Source::Annotation) => tracing::debug!(%image, "using soci v2 index annotation"),
+            None if !none => {}
+            _ => tracing::debug!(%image, "soci v2 index annotation not found"),
+        }
+    } else {
+        tracing::debug!(%image, "soci v2 is disabled");
+    }
+    match source {
+        Some(Source::Annotation | Source::Explicit) => {}
+        Some(Source::Referrer) => tracing::debug!(%image, "using soci v1 index via referrers API"),
+        None if !request.v1 => tracing::debug!(%image, "soci v1 is disabled"),
+        None if none => tracing::debug!(%image, "soci v1 referrers not found"),
+        None => {}
+    }
 }
 
 fn resolve_error(error: &DiscoverError) -> ResolveError {

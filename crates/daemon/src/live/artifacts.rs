@@ -1,0 +1,277 @@
+//! The artifacts of one image's index: fetched in one burst, each stored, decoded and handed over as soon as it is there.
+//!
+//! A layer waits for its own zTOC only, and a bad one costs its layer only. That a zTOC cannot be had is told to those who
+//! wait for it and is not remembered: whoever asks after that has it fetched again, alone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use parking_lot::Mutex;
+use soci_index::prefetch::Prefetch;
+use soci_index::{ArtifactKind, Resolved, SociIndex, fetch_artifact, resolve};
+use soci_oci::{Digest, FetchClass, FetchContext, FetchError, FetchErrorKind};
+use soci_registry::Repository;
+use soci_snapshotter::error::chain;
+use soci_store::ContentStore;
+use soci_ztoc::{DecodeLimits, Ztoc};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use super::claims::Hold;
+use super::ztocs::Ztocs;
+use crate::metrics::{Series, Timing};
+
+/// zTOCs that are decoded and stored at a time: those that are synced together share a commit of the journal.
+const STORED_AT_ONCE: usize = 16;
+/// How long fetching the artifacts of an image may take in all.
+const BURST: Duration = Duration::from_secs(300);
+
+/// A layer's zTOC, or why it cannot be had; `None` while it is on its way.
+type Arrival = Option<Result<Arc<Ready>, FetchError>>;
+
+/// Where the artifacts of an image come from.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The image, for messages.
+    pub image: String,
+    /// Its index.
+    pub index: Arc<SociIndex>,
+    /// Where it is pulled from.
+    pub repository: Repository,
+    /// What is on this machine already.
+    pub content: Arc<dyn ContentStore>,
+}
+
+/// A layer whose zTOC is to be fetched.
+#[derive(Debug)]
+pub struct Wanted {
+    /// The layer.
+    pub layer: Digest,
+    /// Who is told how long it takes.
+    pub series: Arc<Series>,
+    /// Whether a prefetch artifact comes for it.
+    pub prefetch: bool,
+}
+
+/// The artifacts of an image. Dropping it ends their fetches.
+#[derive(Debug)]
+pub struct Artifacts {
+    shared: Arc<Shared>,
+    layers: HashMap<Digest, Mutex<Slot>>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    _ends: DropGuard,
+}
+
+/// A layer whose zTOC is here, stored and decoded.
+#[derive(Debug)]
+pub struct Ready {
+    /// The zTOC.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Whether no file of the layer has extended attributes.
+    pub disable_xattrs: bool,
+    /// Spans to fetch first, once they are known; it closes when none will come. None where the index has none.
+    pub prefetch: Option<watch::Receiver<Option<Prefetch>>>,
+    /// Decoded, until somebody takes it.
+    pub decoded: Mutex<Option<Ztoc>>,
+}
+
+/// The zTOC of a layer, coming or here.
+#[derive(Debug)]
+struct Slot {
+    arrival: watch::Receiver<Arrival>,
+    /// Whether somebody was told that it cannot be had.
+    told: bool,
+}
+
+/// What fetching needs.
+#[derive(Debug)]
+struct Shared {
+    origin: Origin,
+    ztocs: Arc<Ztocs>,
+    /// The zTOCs are not deleted while this is here.
+    hold: Arc<Hold>,
+    series: HashMap<Digest, Arc<Series>>,
+    /// Where prefetch artifacts come out.
+    prefetches: HashMap<Digest, watch::Receiver<Option<Prefetch>>>,
+}
+
+impl Artifacts {
+    /// Begins to fetch what `origin` has for the layers that are wanted, whose zTOCs `hold` holds. Ends with `stop`.
+    pub fn fetch(
+        origin: Origin,
+        wanted: Vec<Wanted>,
+        hold: Hold,
+        ztocs: Arc<Ztocs>,
+        tracker: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        let (mut coming, mut prefetches) = (HashMap::new(), HashMap::new());
+        let (mut senders, mut layers) = (HashMap::new(), HashMap::new());
+        let mut series = HashMap::new();
+        for Wanted { layer, series: of_layer, prefetch } in wanted {
+            let (sender, arrival) = watch::channel(None);
+            senders.insert(layer, sender);
+            layers.insert(layer, Mutex::new(Slot { arrival, told: false }));
+            series.insert(layer, of_layer);
+            if prefetch {
+                let (sender, receiver) = watch::channel(None);
+                coming.insert(layer, sender);
+                prefetches.insert(layer, receiver);
+            }
+        }
+        let shared = Arc::new(Shared { origin, ztocs, hold: Arc::new(hold), series, prefetches });
+        let burst = Burst { shared: Arc::clone(&shared), coming: Mutex::new(coming), senders };
+        tracker.spawn(stop.clone().run_until_cancelled_owned(burst.run()));
+        let _ends = stop.clone().drop_guard();
+        Self { shared, layers, tracker, stop, _ends }
+    }
+
+    /// Returns the layer's zTOC once it is here; `None` when the index has none for it.
+    ///
+    /// # Errors
+    /// Why it cannot be had or used.
+    pub async fn ready(&self, layer: &Digest, deadline: Instant) -> Option<Result<Arc<Ready>, FetchError>> {
+        let slot = self.layers.get(layer)?;
+        let mut arrival = {
+            let mut slot = slot.lock();
+            if slot.told {
+                *slot = Slot { arrival: self.fetch_again(*layer), told: false };
+            }
+            slot.arrival.clone()
+        };
+        let arrived = match tokio::time::timeout_at(deadline.into(), arrival.wait_for(Option::is_some)).await
+        {
+            Ok(arrived) => {
+                arrived.ok().and_then(|arrived| arrived.clone()).unwrap_or_else(|| Err(gone(layer)))
+            }
+            Err(_) => {
+                // In the words that tools made for the reference know.
+                tracing::debug!(layerDigest = %layer, "timeout waiting for layer to resolve");
+                let message = format!("timeout waiting for layer {layer} to resolve");
+                return Some(Err(FetchError::new(FetchErrorKind::Unavailable, message)));
+            }
+        };
+        if arrived.is_err() {
+            let mut slot = slot.lock();
+            slot.told |= slot.arrival.same_channel(&arrival);
+        }
+        Some(arrived)
+    }
+
+    /// Whether the index has a zTOC for `layer`.
+    pub fn has(&self, layer: &Digest) -> bool {
+        self.layers.contains_key(layer)
+    }
+
+    /// Returns the zTOCs that are held.
+    pub fn ztocs(&self) -> &[Digest] {
+        self.shared.hold.ztocs()
+    }
+
+    fn fetch_again(&self, layer: Digest) -> watch::Receiver<Arrival> {
+        let (sender, receiver) = watch::channel(None);
+        let shared = Arc::clone(&self.shared);
+        let fetching = async move {
+            let begun = Instant::now();
+            let Origin { index, repository, content, .. } = &shared.origin;
+            let Some(descriptor) = index.ztoc(&layer).cloned() else { return };
+            let context = FetchContext::new(Instant::now() + BURST, FetchClass::OnDemand);
+            let artifact =
+                fetch_artifact(layer, ArtifactKind::Ztoc, descriptor, repository, &**content, &context).await;
+            sender.send_replace(Some(shared.take(artifact, begun).await));
+        };
+        self.tracker.spawn(self.stop.clone().run_until_cancelled_owned(fetching));
+        receiver
+    }
+}
+
+fn gone(layer: &Digest) -> FetchError {
+    FetchError::new(FetchErrorKind::Unavailable, format!("fetching the zTOC of layer {layer} was given up"))
+}
+
+/// Fetching all artifacts of an image.
+struct Burst {
+    shared: Arc<Shared>,
+    /// Where prefetch artifacts go that have not come yet.
+    coming: Mutex<HashMap<Digest, watch::Sender<Option<Prefetch>>>>,
+    senders: HashMap<Digest, watch::Sender<Arrival>>,
+}
+
+impl Burst {
+    async fn run(self) {
+        let Origin { index, repository, content, .. } = self.shared.origin.clone();
+        let context = FetchContext::new(Instant::now() + BURST, FetchClass::OnDemand);
+        let begun = Instant::now();
+        let artifacts = resolve(index, Arc::new(repository), content, context);
+        artifacts.for_each_concurrent(STORED_AT_ONCE, |artifact| self.hand_over(artifact, begun)).await;
+    }
+
+    async fn hand_over(&self, artifact: Resolved, begun: Instant) {
+        match artifact.kind {
+            ArtifactKind::Prefetch => self.prefetch(artifact),
+            ArtifactKind::Ztoc => {
+                let Some(sender) = self.senders.get(&artifact.layer) else { return };
+                sender.send_replace(Some(self.shared.take(artifact, begun).await));
+            }
+        }
+    }
+
+    fn prefetch(&self, artifact: Resolved) {
+        // Taken out, so that whoever waits hears of it whatever comes.
+        let Some(sender) = self.coming.lock().remove(&artifact.layer) else { return };
+        let decoded = artifact.bytes.map_err(|error| chain(&error));
+        let decoded = decoded.and_then(|bytes| Prefetch::decode(&bytes).map_err(|error| chain(&error)));
+        match decoded {
+            Ok(prefetch) => drop(sender.send_replace(Some(prefetch))),
+            Err(error) => tracing::warn!(layer = %artifact.layer, error, "prefetch artifact is not used"),
+        }
+    }
+}
+
+impl Shared {
+    /// Stores and decodes a zTOC that was asked for at `begun`.
+    async fn take(&self, artifact: Resolved, begun: Instant) -> Result<Arc<Ready>, FetchError> {
+        let layer = artifact.layer;
+        let series = self.series.get(&layer).cloned().ok_or_else(|| gone(&layer))?;
+        series.observe(Timing::ZtocFetch, begun.elapsed());
+        let (ztocs, hold) = (Arc::clone(&self.ztocs), Arc::clone(&self.hold));
+        let storing = tokio::task::spawn_blocking(move || {
+            let stored = store(&ztocs, artifact, &series);
+            drop(hold);
+            stored
+        });
+        let stored = storing.await.unwrap_or_else(|_| Err(gone(&layer)));
+        if let Err(error) = &stored {
+            tracing::warn!(image = self.origin.image, %layer, error = %chain(error), "a zTOC cannot be used");
+        }
+        let prefetch = self.prefetches.get(&layer).cloned();
+        stored.map(|ready| Arc::new(Ready { prefetch, ..ready }))
+    }
+}
+
+/// Stores and decodes a zTOC. Blocks.
+fn store(ztocs: &Ztocs, artifact: Resolved, series: &Series) -> Result<Ready, FetchError> {
+    let bytes = artifact.bytes?;
+    let digest = artifact.descriptor.digest;
+    let begun = Instant::now();
+    let ztoc = Ztoc::decode(bytes.clone(), &DecodeLimits::default()).map_err(|error| {
+        FetchError::because(FetchErrorKind::Integrity, format!("decode zTOC {digest}"), error)
+    })?;
+    series.observe(Timing::ZtocUnmarshal, begun.elapsed());
+    ztocs
+        .put(&digest, &bytes)
+        .map_err(|error| FetchError::because(FetchErrorKind::Local, format!("store zTOC {digest}"), error))?;
+    Ok(Ready {
+        digest,
+        size: bytes.len() as u64,
+        disable_xattrs: SociIndex::disable_xattrs(&artifact.descriptor),
+        prefetch: None,
+        decoded: Mutex::new(Some(ztoc)),
+    })
+}

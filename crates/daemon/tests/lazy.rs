@@ -102,6 +102,40 @@ async fn a_private_image_is_pulled_read_and_read_again_without_the_registry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn at_info_an_image_has_one_line_and_at_debug_tools_find_those_they_know() {
+    let registry = registry().await;
+    let published = publish(&registry, "team/app", layers().0, |number| number != 1);
+    let mut stage = Stage::new(&registry, CONFIG).await;
+    let top = stage.pull(&published).await;
+    stage.run("container", &top).await;
+    stage.unmount();
+    stage.wait_for("image ").await;
+    let log = stage.log.lock().unwrap().clone();
+    let started = log.iter().position(|line| line["msg"].as_str().unwrap().contains("successfully started"));
+    let log_of_pull = log[started.unwrap() + 1..].iter();
+    // That a registry was logged in to is said once per registry.
+    let info: Vec<_> =
+        log_of_pull.filter(|line| line["level"] == "info" && !line["image"].is_null()).collect();
+    assert_eq!(info.len(), 1, "{info:#?}");
+    assert_eq!(info[0]["verdict"], "lazy", "{info:#?}");
+    let keyed = |key: &str| log.iter().filter(|line| line[key] == "true").count();
+    assert_eq!((keyed("remote-snapshot-prepared"), keyed("local-snapshot-prepared")), (2, 1));
+    for (message, times) in [
+        ("checking for soci v2 index annotation", 1),
+        ("using soci v2 index annotation", 1),
+        ("fetching SOCI artifacts using index descriptor", 1),
+        ("skipping mounting layer as FUSE mount: no ztoc for layer", 1),
+        ("preparing filesystem mount at mountpoint=", 2),
+        ("preparing local filesystem at mountpoint=", 1),
+    ] {
+        assert_eq!(stage.messages(message).len(), times, "{message}");
+    }
+    for message in ["checking mount point", "layer is normal snapshot(overlayfs)"] {
+        assert!(!stage.messages(message).is_empty(), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn later_layers_need_no_network() {
     let registry = registry().await;
     let (layers, _) = layers();

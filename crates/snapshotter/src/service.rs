@@ -169,7 +169,8 @@ impl Snapshotter {
             }
             Intent::Layer(layer) => self.prepare_layer(*layer, request).await,
             Intent::Unlabelled { error } => {
-                tracing::warn!(
+                // One per layer; the verdict says it once.
+                tracing::debug!(
                     key = %request.key,
                     error = %chain(&error),
                     reason = %Reason::NoLabels,
@@ -462,6 +463,13 @@ impl Snapshotter {
             Some(parent) => self.0.store.chain(parent)?,
             None => Vec::new(),
         };
+        for Ancestor { record, .. } in &below {
+            let what = match record.lazy {
+                Some(_) => "checking mount point",
+                None => "layer is normal snapshot(overlayfs)",
+            };
+            tracing::debug!(key = record.name, "{what}");
+        }
         let served = join_all(below.iter().map(|ancestor| self.serve(ancestor))).await;
         let lower = served.into_iter().collect::<Result<Vec<_>, _>>()?;
         let dir = self.0.store.dir(record.id);

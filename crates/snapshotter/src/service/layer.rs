@@ -317,25 +317,28 @@ fn chain_of(error: &crate::ResolveError) -> String {
     chain(error)
 }
 
-/// Logs what became of one layer in the lines that tools know.
+/// Logs what became of one layer in the lines that tools know by their keys.
+///
+/// One per layer, so they are for level debug, at which the tests of the reference run its daemon; at info an image has one
+/// line, its verdict. What went wrong with this layer alone stays a warning.
 fn report(layer: &LayerRequest, outcome: Outcome, unresolved: Option<ResolveErrorKind>, cause: Option<&str>) {
     let (digest, image) = (layer.layer, &layer.image);
     let cause = cause.unwrap_or_default();
     match outcome {
-        Outcome::Lazy => tracing::info!(
+        Outcome::Lazy => tracing::debug!(
             "remote-snapshot-prepared" = "true",
             layer = %digest,
             image = %image,
             "remote snapshot successfully prepared."
         ),
-        Outcome::Unpacked(reason) => tracing::info!(
+        Outcome::Unpacked(reason) => tracing::debug!(
             "local-snapshot-prepared" = "true",
             layer = %digest,
             image = %image,
             reason = %reason,
             "local snapshot successfully prepared"
         ),
-        Outcome::Left(reason @ Reason::ContentLocal) => tracing::info!(
+        Outcome::Left(reason @ Reason::ContentLocal) => tracing::debug!(
             "defer-snapshot-runtime" = "true",
             layer = %digest,
             image = %image,
@@ -343,7 +346,7 @@ fn report(layer: &LayerRequest, outcome: Outcome, unresolved: Option<ResolveErro
             cause,
             "the image is on this machine; deferring to container runtime"
         ),
-        Outcome::Left(reason) if unresolved.is_some() => tracing::warn!(
+        Outcome::Left(reason) if unresolved.is_some() => tracing::debug!(
             "defer-snapshot-runtime" = "true",
             layer = %digest,
             image = %image,

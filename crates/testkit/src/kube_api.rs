@@ -1,9 +1,12 @@
 //! An API server that knows secrets only: list with paging, watch with bookmarks, and the ways both fail.
 //!
-//! It speaks TLS with a certificate of its own authority and wants a bearer token. Every change gets the next resource
-//! version; what it forgets with [`KubeApi::forget_history`] answers 410 to a watch from before.
+//! It speaks TLS with a certificate of its own authority and wants a bearer token or a client certificate. Every change
+//! gets the next resource version; what it forgets with [`KubeApi::forget_history`] answers 410 to a watch from before.
+//! How a watch breaks is in `breaks`.
 
-use std::collections::BTreeMap;
+mod breaks;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,14 +23,15 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+pub use self::breaks::WatchBreak;
 use crate::http::serve::{Handled, Handler, Server, bind};
 use crate::http::{Line, ReplyBody};
-use crate::tls::{ClientCertificates, TestCa};
+use crate::tls::{ClientCertificates, Identity, TestCa};
 
 /// A running API server; stops when dropped.
-#[derive(Debug)]
 pub struct KubeApi {
     shared: Arc<Shared>,
+    tls: TlsAcceptor,
     server: Server,
     address: SocketAddr,
 }
@@ -36,20 +40,51 @@ pub struct KubeApi {
 struct Shared {
     ca: TestCa,
     state: Mutex<State>,
-    /// The newest resource version, and how often watches were cut: wakes those who stream.
-    moved: watch::Sender<(u64, u64)>,
+    /// Wakes those who stream.
+    moved: watch::Sender<Moved>,
 }
 
-#[derive(Debug, Default)]
+/// What an open watch waits for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moved {
+    /// The newest resource version.
+    version: u64,
+    /// How often watches were broken, and how the last time.
+    breaks: u64,
+    how: WatchBreak,
+}
+
+/// Who may ask.
+#[derive(Debug)]
+enum Users {
+    Token(String),
+    /// Those with this certificate; nobody while there is none.
+    Certificate(Option<Arc<[u8]>>),
+}
+
+/// How an answer fails to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hang {
+    /// The request is taken and not answered.
+    Head,
+    /// The answer begins and does not go on.
+    Body,
+}
+
+#[derive(Debug)]
 struct State {
     secrets: BTreeMap<(String, String), Value>,
     history: Vec<(u64, Value)>,
     version: u64,
     /// Watches from before this version answer 410.
     oldest: u64,
-    token: String,
-    denied: bool,
+    users: Users,
+    /// Namespaces, empty for all of them together, that may not be looked at.
+    denied: BTreeSet<String>,
+    denied_everywhere: bool,
     failures: Vec<(u16, Option<u64>)>,
+    page_failures: Vec<u16>,
+    hanging: BTreeMap<&'static str, Hang>,
     page_delay: Duration,
     log: Vec<Logged>,
 }
@@ -78,25 +113,54 @@ impl KubeApi {
         Self::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), token).await
     }
 
-    /// The same at an address, so that a server that went away can come back.
+    /// The same at an address, so that a server that went away can come back as another.
     ///
     /// # Errors
     /// When the address cannot be bound or no certificate made.
     pub async fn start_at(address: SocketAddr, token: &str) -> io::Result<Self> {
+        Self::serve(address, Users::Token(token.to_owned()), ClientCertificates::Ignored).await
+    }
+
+    /// Starts a server that knows its clients by certificates: nobody until [`accept_only`](Self::accept_only).
+    ///
+    /// # Errors
+    /// When no port can be bound or no certificate made.
+    pub async fn start_with_certificates() -> io::Result<Self> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self::serve(address, Users::Certificate(None), ClientCertificates::Required).await
+    }
+
+    async fn serve(address: SocketAddr, users: Users, clients: ClientCertificates) -> io::Result<Self> {
         let ca = TestCa::new("kube-api CA")?;
         let identity = ca.issue(&[])?;
-        let tls = TlsAcceptor::from(Arc::new(ca.server_config(&identity, ClientCertificates::Ignored)?));
+        let tls = TlsAcceptor::from(Arc::new(ca.server_config(&identity, clients)?));
         let (listener, address) = bind(address).await?;
-        let state = State { token: token.to_owned(), version: 1, ..State::default() };
-        let moved = watch::Sender::new((1, 0));
-        let shared = Arc::new(Shared { ca, state: Mutex::new(state), moved });
-        let server = Server::spawn(listener, Some(tls), Arc::new(Front(Arc::clone(&shared))));
-        Ok(Self { shared, server, address })
+        let state = Mutex::new(State::new(users));
+        let moved = watch::Sender::new(Moved { version: 1, ..Moved::default() });
+        let shared = Arc::new(Shared { ca, state, moved });
+        let server = Server::spawn(listener, Some(tls.clone()), Arc::new(Front(Arc::clone(&shared))));
+        Ok(Self { shared, tls, server, address })
     }
 
     /// Stops listening and closes every connection.
     pub async fn shutdown(mut self) {
         self.server.shutdown().await;
+    }
+
+    /// Stops listening and closes every connection until [`reopen`](Self::reopen).
+    pub async fn close(&mut self) {
+        self.server.shutdown().await;
+    }
+
+    /// Listens again at the same address, with the same content, versions and certificates.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn reopen(&mut self) -> io::Result<()> {
+        let (listener, _) = bind(self.address).await?;
+        let front = Arc::new(Front(Arc::clone(&self.shared)));
+        self.server = Server::spawn(listener, Some(self.tls.clone()), front);
+        Ok(())
     }
 
     /// Returns where it listens.
@@ -175,7 +239,15 @@ impl KubeApi {
 
     /// Closes every watch, cleanly.
     pub fn cut_watches(&self) {
-        self.shared.moved.send_modify(|(_, cuts)| *cuts += 1);
+        self.break_watches(WatchBreak::Close);
+    }
+
+    /// Breaks every watch that is open, in the middle of the event that is due, if one is.
+    pub fn break_watches(&self, how: WatchBreak) {
+        self.shared.moved.send_modify(|moved| {
+            moved.breaks += 1;
+            moved.how = how;
+        });
     }
 
     /// Forgets what happened so far: a watch from an older version answers 410.
@@ -188,17 +260,53 @@ impl KubeApi {
 
     /// Accepts another token from now on.
     pub fn set_token(&self, token: &str) {
-        self.shared.state.lock().token = token.to_owned();
+        self.shared.state.lock().users = Users::Token(token.to_owned());
+    }
+
+    /// Issues a client certificate that the handshake takes.
+    ///
+    /// # Errors
+    /// When none can be made.
+    pub fn issue_client(&self) -> io::Result<Identity> {
+        self.shared.ca.issue(&[])
+    }
+
+    /// Answers only clients with this certificate, all others 401.
+    pub fn accept_only(&self, client: &Identity) {
+        self.shared.state.lock().users = Users::Certificate(Some(client.der().into()));
     }
 
     /// Answers 403 to everything while `denied`.
     pub fn set_denied(&self, denied: bool) {
-        self.shared.state.lock().denied = denied;
+        self.shared.state.lock().denied_everywhere = denied;
     }
 
-    /// Answers the next request with `status` and, where given, `Retry-After` seconds.
+    /// Answers 403 to lists and watches of one namespace while `denied`.
+    pub fn set_denied_in(&self, namespace: &str, denied: bool) {
+        let mut state = self.shared.state.lock();
+        match denied {
+            true => state.denied.insert(namespace.to_owned()),
+            false => state.denied.remove(namespace),
+        };
+    }
+
+    /// Answers the next request with `status` and, where given, asks to wait `retry_after` seconds.
     pub fn fail_next(&self, status: u16, retry_after: Option<u64>) {
         self.shared.state.lock().failures.push((status, retry_after));
+    }
+
+    /// Answers the next request for a further page of a list with `status`.
+    pub fn fail_next_page(&self, status: u16) {
+        self.shared.state.lock().page_failures.push(status);
+    }
+
+    /// Lets every `list` or `watch` hang from here on, or no more.
+    pub fn set_hanging(&self, verb: &'static str, hang: Option<Hang>) {
+        let mut state = self.shared.state.lock();
+        match hang {
+            Some(hang) => state.hanging.insert(verb, hang),
+            None => state.hanging.remove(verb),
+        };
     }
 
     /// Waits this long before each page of a list.
@@ -212,9 +320,28 @@ impl KubeApi {
     }
 }
 
-impl Shared {
-    fn tell(&self, version: u64) {
-        self.moved.send_modify(|(newest, _)| *newest = version);
+impl State {
+    fn new(users: Users) -> Self {
+        Self {
+            secrets: BTreeMap::new(),
+            history: Vec::new(),
+            version: 1,
+            oldest: 0,
+            users,
+            denied: BTreeSet::new(),
+            denied_everywhere: false,
+            failures: Vec::new(),
+            page_failures: Vec::new(),
+            hanging: BTreeMap::new(),
+            page_delay: Duration::ZERO,
+            log: Vec::new(),
+        }
+    }
+}
+
+impl std::fmt::Debug for KubeApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KubeApi").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
@@ -224,131 +351,164 @@ impl Handler for Front {
     fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
-        _line: Line,
+        line: Line,
     ) -> Pin<Box<dyn Future<Output = Handled> + Send>> {
         let shared = Arc::clone(&self.0);
-        Box::pin(async move { Some(shared.answer(&request).await) })
+        Box::pin(async move { Some(shared.answer(&request, line).await) })
     }
 }
 
-impl Shared {
-    async fn answer(self: Arc<Self>, request: &Request<Incoming>) -> Response<ReplyBody> {
+/// What a request asks for.
+struct Asked {
+    logged: Logged,
+    /// Where a further page begins.
+    page: Option<usize>,
+    limit: usize,
+    version: u64,
+    /// When the server is to end a watch.
+    timeout: Duration,
+}
+
+impl Asked {
+    fn of(request: &Request<Incoming>) -> Self {
         let query: BTreeMap<String, String> =
             url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
                 .into_owned()
                 .collect();
-        let namespace = match request.uri().path().strip_prefix("/api/v1/") {
+        let path = request.uri().path();
+        let namespace = match path.strip_prefix("/api/v1/") {
             Some("secrets") => Some(""),
             Some(rest) => rest.strip_prefix("namespaces/").and_then(|rest| rest.strip_suffix("/secrets")),
             None => None,
         };
-        let watching = query.get("watch").is_some_and(|watch| watch == "true");
         let verb = match namespace {
-            None => request.uri().path(),
-            Some(_) if watching => "watch",
+            None => path,
+            Some(_) if query.get("watch").is_some_and(|watch| watch == "true") => "watch",
             Some(_) => "list",
         };
-        let mut logged = Logged {
+        let logged = Logged {
             verb: verb.to_owned(),
             namespace: namespace.unwrap_or_default().to_owned(),
             selector: query.get("fieldSelector").cloned().unwrap_or_default(),
             version: query.get("resourceVersion").cloned(),
             status: 200,
         };
-        let refusal = self.refusal(request, namespace.is_some(), watching, &query);
-        if let Some((status, _)) = refusal {
-            logged.status = status;
+        let number = |name: &str| query.get(name).and_then(|text| text.parse::<u64>().ok());
+        let size = |name: &str| number(name).and_then(|number| usize::try_from(number).ok());
+        Self {
+            page: size("continue"),
+            limit: size("limit").unwrap_or(usize::MAX),
+            version: number("resourceVersion").unwrap_or(0),
+            timeout: Duration::from_secs(number("timeoutSeconds").unwrap_or(3600)),
+            logged,
         }
-        self.state.lock().log.push(logged.clone());
+    }
+}
+
+impl Shared {
+    fn tell(&self, version: u64) {
+        self.moved.send_modify(|moved| moved.version = version);
+    }
+
+    async fn answer(self: Arc<Self>, request: &Request<Incoming>, line: Line) -> Response<ReplyBody> {
+        let mut asked = Asked::of(request);
+        let refusal = self.refusal(request, &asked, &line);
+        if let Some((status, _)) = refusal {
+            asked.logged.status = status;
+        }
+        let hang = {
+            let mut state = self.state.lock();
+            state.log.push(asked.logged.clone());
+            state.hanging.get(asked.logged.verb.as_str()).copied()
+        };
+        if hang == Some(Hang::Head) {
+            std::future::pending::<()>().await;
+        }
         match refusal {
             Some((status, retry_after)) => failure(status, retry_after),
-            None if watching => self.watch(logged, &query),
-            None => self.list(&logged, &query).await,
+            None if asked.logged.verb == "watch" => self.watch(asked, line),
+            None => self.list(&asked, hang).await,
         }
     }
 
-    fn refusal(
-        &self,
-        request: &Request<Incoming>,
-        known: bool,
-        watching: bool,
-        query: &BTreeMap<String, String>,
-    ) -> Option<(u16, Option<u64>)> {
+    fn refusal(&self, request: &Request<Incoming>, asked: &Asked, line: &Line) -> Option<(u16, Option<u64>)> {
         let mut state = self.state.lock();
-        let token = format!("Bearer {}", state.token);
         let sent = request.headers().get("authorization").and_then(|value| value.to_str().ok());
-        if sent != Some(token.as_str()) {
+        let known = match &state.users {
+            Users::Token(token) => sent.and_then(|sent| sent.strip_prefix("Bearer ")) == Some(token),
+            Users::Certificate(accepted) => accepted.is_some() && line.client == *accepted,
+        };
+        if !known {
             return Some((401, None));
         }
-        if state.denied || !known {
+        let verb = asked.logged.verb.as_str();
+        if state.denied_everywhere
+            || state.denied.contains(&asked.logged.namespace)
+            || !["list", "watch"].contains(&verb)
+        {
             return Some((403, None));
         }
         if !state.failures.is_empty() {
             return Some(state.failures.remove(0));
         }
-        let version: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
-        (watching && version < state.oldest).then_some((410, None))
+        if asked.page.is_some() && !state.page_failures.is_empty() {
+            return Some((state.page_failures.remove(0), None));
+        }
+        (verb == "watch" && asked.version < state.oldest).then_some((410, None))
     }
 
-    async fn list(&self, asked: &Logged, query: &BTreeMap<String, String>) -> Response<ReplyBody> {
+    async fn list(&self, asked: &Asked, hang: Option<Hang>) -> Response<ReplyBody> {
         let delay = self.state.lock().page_delay;
         tokio::time::sleep(delay).await;
         let state = self.state.lock();
-        let from: usize = query.get("continue").and_then(|at| at.parse().ok()).unwrap_or(0);
-        let limit: usize = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
+        let from = asked.page.unwrap_or(0);
         let all: Vec<&Value> = state.secrets.values().filter(|object| selected(asked, object)).collect();
-        let end = from.saturating_add(limit).min(all.len());
+        let end = from.saturating_add(asked.limit).min(all.len());
         let mut metadata = json!({ "resourceVersion": state.version.to_string() });
         if end < all.len() {
             metadata["continue"] = end.to_string().into();
         }
         let items = all.get(from..end).unwrap_or_default();
         let body = json!({ "apiVersion": "v1", "kind": "SecretList", "metadata": metadata, "items": items });
-        respond(StatusCode::OK, single(body.to_string()))
+        let mut text = body.to_string();
+        if hang == Some(Hang::Body) {
+            text.truncate(text.len() / 2);
+            let half = futures::stream::once(async move { Ok(Bytes::from(text)) });
+            let rest = futures::stream::pending();
+            return respond(StatusCode::OK, ReplyBody::stream(futures::StreamExt::chain(half, rest)));
+        }
+        respond(StatusCode::OK, single(text))
     }
 
-    fn watch(self: Arc<Self>, asked: Logged, query: &BTreeMap<String, String>) -> Response<ReplyBody> {
-        let from: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
-        let mut moved = self.moved.subscribe();
-        let cuts = moved.borrow_and_update().1;
-        let events = futures::stream::unfold((self, from, moved), move |(shared, mut seen, mut moved)| {
-            let asked = asked.clone();
-            async move {
-                loop {
-                    let (version, cut) = *moved.borrow_and_update();
-                    if cut != cuts {
-                        return None;
-                    }
-                    let mut lines = String::new();
-                    for (_, event) in
-                        shared.state.lock().history.iter().filter(|(version, _)| *version > seen)
-                    {
-                        if event["type"] == "BOOKMARK" || selected(&asked, &event["object"]) {
-                            lines.push_str(&event.to_string());
-                            lines.push('\n');
-                        }
-                    }
-                    seen = seen.max(version);
-                    if !lines.is_empty() {
-                        return Some((Ok(Bytes::from(lines)), (shared, seen, moved)));
-                    }
-                    if moved.changed().await.is_err() {
-                        return None;
-                    }
-                }
-            }
-        });
+    fn watch(self: Arc<Self>, asked: Asked, line: Line) -> Response<ReplyBody> {
+        let ends = tokio::time::Instant::now() + asked.timeout;
+        let events = breaks::events(self, asked, line, ends);
         respond(StatusCode::OK, ReplyBody::stream(events))
+    }
+
+    /// The lines of what happened after version `seen`, as far as it is asked for.
+    fn lines_after(&self, seen: u64, asked: &Asked) -> String {
+        let state = self.state.lock();
+        let mut lines = String::new();
+        for (_, event) in state.history.iter().filter(|(version, _)| *version > seen) {
+            if event["type"] == "BOOKMARK" || selected(asked, &event["object"]) {
+                lines.push_str(&event.to_string());
+                lines.push('\n');
+            }
+        }
+        lines
     }
 }
 
-fn selected(asked: &Logged, object: &Value) -> bool {
+fn selected(asked: &Asked, object: &Value) -> bool {
+    let asked = &asked.logged;
     let kind = asked.selector.strip_prefix("type=");
     kind.is_none_or(|kind| object["type"] == kind)
         && (asked.namespace.is_empty() || object["metadata"]["namespace"] == asked.namespace.as_str())
 }
 
-fn failure(status: u16, retry_after: Option<u64>) -> Response<ReplyBody> {
+/// An error as the API server words it.
+fn status_object(status: u16, retry_after: Option<u64>) -> Value {
     let reason = match status {
         401 => "Unauthorized",
         403 => "Forbidden",
@@ -356,10 +516,18 @@ fn failure(status: u16, retry_after: Option<u64>) -> Response<ReplyBody> {
         429 => "TooManyRequests",
         _ => "InternalError",
     };
-    let body = json!({
+    let mut object = json!({
         "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
         "reason": reason, "message": reason, "code": status,
     });
+    if let Some(seconds) = retry_after {
+        object["details"] = json!({ "retryAfterSeconds": seconds });
+    }
+    object
+}
+
+fn failure(status: u16, retry_after: Option<u64>) -> Response<ReplyBody> {
+    let body = status_object(status, retry_after);
     let code = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = respond(code, single(body.to_string()));
     if let Some(seconds) = retry_after {

@@ -31,6 +31,12 @@ pub struct Identity {
     key: Vec<u8>,
 }
 
+impl Identity {
+    pub(crate) fn der(&self) -> &[u8] {
+        &self.certificate
+    }
+}
+
 impl TestCa {
     /// Makes an authority called `name`.
     ///

@@ -65,6 +65,8 @@ pub(crate) struct Line {
     pub(crate) reset: Arc<AtomicBool>,
     /// Bytes written to the socket so far.
     pub(crate) written: Arc<AtomicU64>,
+    /// The certificate that the client showed, in DER.
+    pub(crate) client: Option<Arc<[u8]>>,
 }
 
 impl Line {

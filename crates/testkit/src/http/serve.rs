@@ -85,13 +85,15 @@ async fn accept(
             Some(_) = connections.join_next() => continue,
         };
         let _ = stream.set_nodelay(true);
-        let line = Line::default();
+        let mut line = Line::default();
         let stream = Breakable { stream, line: line.clone() };
         let (tls, handler) = (tls.clone(), Arc::clone(&handler));
         connections.spawn(async move {
             match tls {
                 Some(tls) => {
                     if let Ok(stream) = tls.accept(stream).await {
+                        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                        line.client = shown.map(|certificate| certificate.as_ref().into());
                         connection(stream, handler, line).await;
                     }
                 }

@@ -4,7 +4,7 @@
 //! anything it came from changes, expires or is refused, the whole connection is built anew.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::Client;
 use kube::config::{AuthInfo, Config, KubeConfigOptions, KubeconfigError};
@@ -13,15 +13,22 @@ use zeroize::Zeroizing;
 
 use crate::exec::{self, ExecError};
 use crate::kubeconfig::{self, Fingerprint, LoadError, Location};
+use crate::settings::Timing;
+
+/// How long before its end a credential is replaced.
+const EARLIER: Duration = Duration::from_secs(10);
 
 /// A client, and what it was made from.
 pub(crate) struct Connection {
     pub(crate) client: Client,
     /// The API server, for messages.
     pub(crate) server: String,
+    /// What an operator should mend though it works.
+    pub(crate) notices: Vec<String>,
     files: Vec<PathBuf>,
     fingerprint: Fingerprint,
     expires: Option<OffsetDateTime>,
+    opened: Instant,
 }
 
 /// An API server that cannot be talked to yet.
@@ -58,7 +65,7 @@ pub(crate) enum ConnectError {
 impl Connection {
     /// Builds a client from what is at `location`.
     pub(crate) async fn open(location: &Location, exec_limit: Duration) -> Result<Self, ConnectError> {
-        let (config, files, expires) = match location {
+        let (mut config, files, notices, expires) = match location {
             Location::Files(paths) => {
                 let paths = paths.clone();
                 let current = tokio::task::spawn_blocking(move || kubeconfig::load(&paths))
@@ -70,7 +77,7 @@ impl Connection {
                 let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                     .await
                     .map_err(|source| ConnectError::Config(Box::new(source)))?;
-                (config, current.files, expires)
+                (config, current.files, current.notices, expires)
             }
             Location::InCluster => {
                 let mut config =
@@ -80,26 +87,32 @@ impl Connection {
                 let (user, expires) =
                     resolve(config.auth_info.clone(), &kube::config::Cluster::default(), exec_limit).await?;
                 config.auth_info = user;
-                (config, files.into_iter().flatten().collect(), expires)
+                (config, files.into_iter().flatten().collect(), Vec::new(), expires)
             }
         };
         let fingerprint = Fingerprint::of(&files);
+        // Its retries wait silently for as long as the server says; what fails is to be told, and is tried again here.
+        config.default_retry = false;
         let server = config.cluster_url.to_string();
         let client = Client::try_from(config)
             .map_err(|source| ConnectError::Client { server: server.clone(), source: Box::new(source) })?;
-        Ok(Self { client, server, files, fingerprint, expires })
+        Ok(Self { client, server, notices, files, fingerprint, expires, opened: Instant::now() })
     }
 
     /// Waits until a file that the connection was made from changes, or its credential is about to expire.
-    pub(crate) async fn outdated(&self, recheck: Duration) {
+    ///
+    /// What a plugin says of the end is by its own clock, or the API server's. Where that is behind this machine's clock,
+    /// every credential seems to have ended, so each is used for a while at least: the server refuses it when it has.
+    pub(crate) async fn outdated(&self, timing: &Timing) {
+        let ends = self.expires.map(|expires| {
+            let left = expires - OffsetDateTime::now_utc() - EARLIER;
+            let left = Duration::try_from(left).unwrap_or_default();
+            Instant::now() + left.max(timing.renewal.saturating_sub(self.opened.elapsed()))
+        });
         loop {
-            let left = self.expires.map(|expires| {
-                let left = expires - OffsetDateTime::now_utc() - Duration::from_secs(10);
-                Duration::try_from(left).unwrap_or_default()
-            });
-            let wait = left.map_or(recheck, |left| left.min(recheck));
-            tokio::time::sleep(wait).await;
-            if left.is_some_and(|left| left <= wait) || Fingerprint::of(&self.files) != self.fingerprint {
+            let left = ends.map_or(Duration::MAX, |ends| ends.saturating_duration_since(Instant::now()));
+            tokio::time::sleep(left.min(timing.recheck)).await;
+            if left <= timing.recheck || Fingerprint::of(&self.files) != self.fingerprint {
                 return;
             }
         }

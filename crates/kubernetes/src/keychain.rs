@@ -1,23 +1,20 @@
 //! The option itself: what a lookup answers from the synced secrets.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::error::Error;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use soci_auth::keychain::{
     Candidate, CandidateId, Finding, Keychain, KeychainError, Lookup, Outcome, Rejected,
 };
 use soci_auth::{AuthBoard, CredentialScope, Fingerprint};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::object::PullSecret;
-use crate::secret::{Payload, SecretType};
 use crate::settings::Settings;
-use crate::store::{Match, Secret, SecretId, SecretStore};
+use crate::store::Match;
+use crate::synced::{Progress, Synced};
 
 /// The most credentials of this option that one request may present.
 const MAX_CANDIDATES: usize = 5;
@@ -34,41 +31,6 @@ pub struct SecretsKeychain {
     stop: CancellationToken,
 }
 
-/// What the sync knows, shared between its task and lookups.
-#[derive(Debug)]
-pub(crate) struct Synced {
-    store: RwLock<SecretStore>,
-    board: Arc<AuthBoard>,
-    revoked: Duration,
-    progress: watch::Sender<Progress>,
-    trouble: Mutex<Trouble>,
-}
-
-#[derive(Debug, Default)]
-struct Trouble {
-    /// The last message that was logged, so that a lasting condition is logged once.
-    logged: Option<String>,
-    /// Since when the server denies permission.
-    denied: Option<Instant>,
-}
-
-/// How far the sync is; for lookups, metrics and `explain`.
-#[derive(Debug, Clone, Default)]
-pub struct Progress {
-    /// Selections still to be listed for the first time over this connection.
-    pending: usize,
-    /// When this connection began to be listed.
-    begun: Option<Instant>,
-    /// Whether everything was listed once since the process started.
-    pub complete: bool,
-    /// Whether the first attempt failed: nobody needs to wait for it.
-    pub failed: bool,
-    /// When the server last said anything useful.
-    pub last_success: Option<Instant>,
-    /// What is wrong at present, without any secret.
-    pub trouble: Option<String>,
-}
-
 #[derive(Debug, Default)]
 struct Accepted {
     by_repository: HashMap<(String, String), Fingerprint>,
@@ -79,13 +41,7 @@ impl SecretsKeychain {
     /// Starts to sync, in a task of its own, and returns at once. Must be called inside a tokio runtime.
     pub fn start(settings: Settings, board: Arc<AuthBoard>) -> Arc<Self> {
         let stop = CancellationToken::new();
-        let synced = Arc::new(Synced {
-            store: RwLock::default(),
-            board,
-            revoked: settings.timing.revoked,
-            progress: watch::Sender::default(),
-            trouble: Mutex::default(),
-        });
+        let synced = Arc::new(Synced::new(board, settings.timing.revoked));
         let first_sync = settings.timing.first_sync;
         tokio::spawn(crate::watch::run(synced.clone(), settings, stop.clone()));
         Arc::new(Self { synced, first_sync, started: Instant::now(), accepted: Mutex::default(), stop })
@@ -93,7 +49,7 @@ impl SecretsKeychain {
 
     /// Returns the number of secrets held.
     pub fn len(&self) -> usize {
-        self.synced.store.read().len()
+        self.synced.store().len()
     }
 
     /// Whether no secret is held.
@@ -103,13 +59,13 @@ impl SecretsKeychain {
 
     /// Returns how far the sync is.
     pub fn progress(&self) -> Progress {
-        self.synced.progress.borrow().clone()
+        self.synced.progress().clone()
     }
 
     /// Returns for how long the secrets were not known to be what the API server has: zero while they are followed, else
     /// since it was last heard of, or since the start.
     pub fn behind(&self) -> Duration {
-        let progress = self.synced.progress.borrow();
+        let progress = self.synced.progress();
         match progress.complete && progress.trouble.is_none() {
             true => Duration::ZERO,
             false => progress.last_success.unwrap_or(self.started).elapsed(),
@@ -121,7 +77,7 @@ impl SecretsKeychain {
     /// [`Timing::first_sync`]: crate::settings::Timing::first_sync
     pub async fn ready(&self) {
         let deadline = tokio::time::Instant::from_std(self.started + self.first_sync);
-        let mut progress = self.synced.progress.subscribe();
+        let mut progress = self.synced.subscribe();
         let settled = progress.wait_for(|progress| progress.complete || progress.failed);
         // Neither a passed deadline nor an ended sync is a reason to fail: the option is empty then.
         let _ = tokio::time::timeout_at(deadline, settled).await;
@@ -132,7 +88,7 @@ impl SecretsKeychain {
         let repository = scope.image.repository();
         let preferred =
             self.accepted.lock().by_repository.get(&(host.clone(), repository.to_owned())).copied();
-        let store = self.synced.store.read();
+        let store = self.synced.store();
         // One more than may be presented, so that the accepted one can be moved to the front of them.
         let mut found =
             store.lookup(&host, repository, scope.namespace.as_deref(), 4 * MAX_CANDIDATES, |_| false);
@@ -165,7 +121,7 @@ impl SecretsKeychain {
                 found.id.namespace, found.id.name, found.key.host, found.key.path
             ))
         }));
-        findings.extend(self.synced.progress.borrow().trouble.clone().map(Finding));
+        findings.extend(self.synced.progress().trouble.clone().map(Finding));
         Lookup { candidates, findings }
     }
 }
@@ -191,9 +147,9 @@ impl Keychain for SecretsKeychain {
     async fn lookup(&self, scope: &CredentialScope, _rejected: &Rejected) -> Result<Lookup, KeychainError> {
         self.ready().await;
         let lookup = self.find(scope);
-        let progress = self.synced.progress.borrow();
+        let progress = self.synced.progress();
         match &progress.trouble {
-            Some(trouble) if lookup.candidates.is_empty() && !progress.complete => {
+            Some(trouble) if lookup.candidates.is_empty() && (!progress.complete || self.is_empty()) => {
                 Err(KeychainError(trouble.clone()))
             }
             _ => Ok(lookup),
@@ -201,7 +157,9 @@ impl Keychain for SecretsKeychain {
     }
 
     async fn peek(&self, scope: &CredentialScope) -> Option<Lookup> {
-        self.synced.progress.borrow().complete.then(|| self.find(scope))
+        // Looked at before the find, which looks again: a lock that is held twice may wait for a writer in between.
+        let complete = self.synced.progress().complete;
+        complete.then(|| self.find(scope))
     }
 
     fn verdict(&self, scope: &CredentialScope, candidate: &CandidateId, outcome: Outcome) {
@@ -230,157 +188,4 @@ impl Keychain for SecretsKeychain {
     fn max_candidates(&self) -> usize {
         MAX_CANDIDATES
     }
-}
-
-impl Synced {
-    /// A connection was made; `selections` lists are under way.
-    pub(crate) fn begin(&self, selections: usize) {
-        self.progress.send_modify(|progress| {
-            progress.pending = selections;
-            progress.begun = Some(Instant::now());
-        });
-    }
-
-    /// There is nothing to connect to yet: lookups need not wait.
-    pub(crate) fn initial_attempt_failed(&self) {
-        self.progress.send_if_modified(|progress| !std::mem::replace(&mut progress.failed, true));
-    }
-
-    /// Takes a secret. Returns its id unless it has no name. A malformed one replaces what was there by nothing.
-    pub(crate) fn apply(&self, object: PullSecret, kind: SecretType) -> Option<SecretId> {
-        let id = id_of(&object)?;
-        let created = object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
-        let payload = object.data.as_ref().and_then(|data| data.get(kind.data_key())?.as_deref());
-        let payload = match payload {
-            Some(base64) => Payload::parse(base64, kind),
-            None => Err(crate::secret::SecretError::Missing(kind.data_key())),
-        };
-        let mut store = self.store.write();
-        let mut hosts = store.hosts(&id);
-        let changed = match payload {
-            Ok(payload) => {
-                hosts.extend(payload.entries.iter().map(|entry| entry.key.host.clone()));
-                store.apply(Secret { id: id.clone(), created, kind, payload })
-            }
-            Err(error) => {
-                tracing::warn!(namespace = %id.namespace, name = %id.name, %error, "pull secret cannot be used");
-                store.remove(&id)
-            }
-        };
-        drop(store);
-        if changed {
-            self.bump(hosts);
-        }
-        Some(id)
-    }
-
-    /// Forgets a secret.
-    pub(crate) fn delete(&self, object: &PullSecret) {
-        let Some(id) = id_of(object) else { return };
-        let mut store = self.store.write();
-        let hosts = store.hosts(&id);
-        store.remove(&id);
-        drop(store);
-        self.bump(hosts);
-    }
-
-    /// A list ended: what it did not have is gone.
-    pub(crate) fn listed(&self, namespace: Option<&str>, kind: SecretType, seen: &HashSet<SecretId>) {
-        let mut store = self.store.write();
-        let gone = store.retain(namespace, kind, seen);
-        let total = store.len();
-        drop(store);
-        if !gone.is_empty() {
-            self.board.bump_all();
-        }
-        *self.trouble.lock() = Trouble::default();
-        let mut first = None;
-        self.progress.send_modify(|progress| {
-            progress.pending = progress.pending.saturating_sub(1);
-            progress.last_success = Some(Instant::now());
-            progress.trouble = None;
-            if progress.pending == 0 && !progress.complete {
-                progress.complete = true;
-                first = Some(progress.begun.map(|begun| begun.elapsed()).unwrap_or_default());
-            }
-        });
-        if let Some(elapsed) = first {
-            let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            tracing::info!(secrets = total, elapsed_ms, "pull secrets are synced");
-            self.board.bump_all();
-        }
-    }
-
-    /// The server sent a change: what was wrong is over.
-    pub(crate) fn heard(&self) {
-        *self.trouble.lock() = Trouble::default();
-        self.progress.send_if_modified(|progress| {
-            progress.last_success = Some(Instant::now());
-            progress.trouble.take().is_some()
-        });
-    }
-
-    /// Something failed that will be tried again.
-    pub(crate) fn failed(&self, server: &str, error: &dyn Error) {
-        let mut text = format!("{server}: {error}");
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let message = error.to_string();
-            if !text.ends_with(&message) {
-                text = format!("{text}: {message}");
-            }
-            cause = error.source();
-        }
-        self.report(text);
-    }
-
-    /// The server knows us and says no.
-    pub(crate) fn denied(&self, server: &str, kind: SecretType, namespace: Option<&str>) {
-        let place =
-            namespace.map_or_else(|| "in all namespaces".to_owned(), |namespace| format!("in {namespace}"));
-        self.report(format!(
-            "{server}: not permitted to list and watch secrets of type {} {place}; grant a ClusterRole with resources \
-             [\"secrets\"] and verbs [\"list\", \"watch\"] to the user of the kubeconfig",
-            kind.name()
-        ));
-        let since = *self.trouble.lock().denied.get_or_insert_with(Instant::now);
-        if since.elapsed() > self.revoked && !self.store.read().is_empty() {
-            tracing::warn!("permission to read secrets stays revoked; what was synced is dropped");
-            self.store.write().clear();
-            self.board.bump_all();
-        }
-    }
-
-    fn report(&self, text: String) {
-        let mut trouble = self.trouble.lock();
-        if trouble.logged.as_ref() != Some(&text) {
-            tracing::warn!(error = %text, "pull secrets cannot be synced; it is tried again");
-            trouble.logged = Some(text.clone());
-        }
-        drop(trouble);
-        self.progress.send_modify(|progress| {
-            if progress.complete && progress.trouble.is_none() {
-                // Until this moment it was followed.
-                progress.last_success = Some(Instant::now());
-            }
-            progress.failed = true;
-            progress.trouble = Some(text);
-        });
-    }
-
-    fn bump(&self, hosts: Vec<String>) {
-        let (patterns, literal): (Vec<_>, Vec<_>) =
-            hosts.into_iter().partition(|host| host.contains(['*', '?']));
-        if patterns.is_empty() {
-            literal.iter().for_each(|host| self.board.bump(host));
-        } else {
-            self.board.bump_all();
-        }
-    }
-}
-
-fn id_of(object: &PullSecret) -> Option<SecretId> {
-    let namespace = object.metadata.namespace.as_deref()?.into();
-    let name = object.metadata.name.as_deref()?.into();
-    Some(SecretId { namespace, name })
 }

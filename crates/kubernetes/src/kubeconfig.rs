@@ -5,7 +5,6 @@
 //! first definition winning; `$HOME/.kube/config`; `$HOME/kube/config`; the service account of the pod. A path that is
 //! configured is the only candidate.
 
-use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -97,6 +96,17 @@ pub(crate) fn locate(settings: &Settings) -> Option<Location> {
     }
 }
 
+/// Names the places that [`locate`] looks at, for messages.
+pub(crate) fn places(settings: &Settings) -> String {
+    let Settings { kubeconfig, environment, .. } = settings;
+    let usual = [".kube/config", "kube/config"].map(|name| environment.home.join(name));
+    let places: Vec<String> = match kubeconfig {
+        Some(path) => vec![path.display().to_string()],
+        None => environment.kubeconfig.iter().chain(&usual).map(|path| path.display().to_string()).collect(),
+    };
+    places.join(" or ")
+}
+
 /// The current context of a kubeconfig: one cluster and one user, paths made absolute.
 #[derive(Debug, Clone)]
 pub(crate) struct Current {
@@ -108,6 +118,8 @@ pub(crate) struct Current {
     pub cluster: Cluster,
     /// Every file that the connection depends on.
     pub files: Vec<PathBuf>,
+    /// What an operator should mend though it works.
+    pub notices: Vec<String>,
 }
 
 /// Reads and merges `paths` and picks the current context. Blocks on the disk.
@@ -131,7 +143,6 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Current, LoadError> {
         if runs_programs && metadata.mode() & 0o002 != 0 {
             return Err(LoadError::WorldWritable { path: path.clone() });
         }
-        warn_if_readable_by_others(path, &metadata);
         merged = merged.merge(file).map_err(malformed)?;
     }
     let incomplete = |what: String| LoadError::Incomplete { path: first.clone(), what };
@@ -164,14 +175,24 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Current, LoadError> {
         [&cluster.certificate_authority, &user.client_certificate, &user.client_key, &user.token_file];
     let referred = referred.into_iter().flatten().map(PathBuf::from);
     let files = paths.iter().cloned().chain(referred).collect();
-    Ok(Current { kubeconfig: merged, user, cluster, files })
+    // Certificates are no secrets.
+    let secret = [&user.client_key, &user.token_file].into_iter().flatten().map(Path::new);
+    let notices = paths.iter().map(PathBuf::as_path).chain(secret).filter_map(exposed).collect();
+    Ok(Current { kubeconfig: merged, user, cluster, files, notices })
 }
 
-fn warn_if_readable_by_others(path: &Path, metadata: &Metadata) {
-    if metadata.mode() & 0o077 != 0 {
-        tracing::debug!(path = %path.display(), mode = format!("{:o}", metadata.mode() & 0o7777),
-            "kubeconfig can be read by others than its owner");
-    }
+/// Returns what to do about a file that others than its owner can read, or that belongs to a stranger.
+fn exposed(path: &Path) -> Option<String> {
+    let metadata = path.metadata().ok()?;
+    let (mode, owner) = (metadata.mode() & 0o777, metadata.uid());
+    let stranger = owner != 0 && owner != rustix::process::geteuid().as_raw();
+    let shown = path.display();
+    (mode & 0o077 != 0 || stranger).then(|| {
+        format!(
+            "{shown} has mode {mode:04o} and owner {owner}: others may read credentials; run `chmod 600 {shown}` and \
+             `chown root`"
+        )
+    })
 }
 
 /// What tells one state of a set of files from another; follows symbolic links, so that a swapped link shows.
@@ -284,6 +305,29 @@ users: [{name: u, user: {tokenFile: token}}]
         let path = write(dir.path().join("config"), &exec);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
         assert!(matches!(load(&[path]), Err(LoadError::WorldWritable { .. })));
+    }
+
+    #[test]
+    fn what_others_can_read_is_noticed_but_for_certificates() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path().join("config"), MINIMAL);
+        let (authority, token) = (dir.path().join("ca.crt"), dir.path().join("token"));
+        for (file, mode) in [(&path, 0o600), (&authority, 0o644), (&token, 0o600)] {
+            fs::write(file, fs::read(file).unwrap_or_default()).unwrap();
+            fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let notices = || load(std::slice::from_ref(&path)).unwrap().notices;
+        assert_eq!(notices(), Vec::<String>::new());
+        for file in [&path, &token] {
+            fs::set_permissions(file, fs::Permissions::from_mode(0o640)).unwrap();
+            let said = notices();
+            let told = |word: &str| said.iter().any(|notice| notice.contains(word));
+            assert!(
+                said.len() == 1 && told("mode 0640") && told(&format!("chmod 600 {}", file.display())),
+                "{said:?}"
+            );
+            fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+        }
     }
 
     #[test]

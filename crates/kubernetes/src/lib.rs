@@ -10,22 +10,30 @@
 //! | `kubeconfig` | which file is used, and what it refers to |
 //! | `exec` | exec plugins, with a deadline |
 //! | `connect` | from a kubeconfig to a client |
-//! | `watch` | list, watch, back off, connect anew |
+//! | `watch` | connect, follow all that is to be synced, connect anew |
+//! | `selection` | list and watch one part of it |
+//! | `failure`, `back_off` | what the server did wrong, what is done about it, and how long that waits |
 //! | `object`, `secret` | a secret on the wire, and its entries |
 //! | `matching` | which key speaks for which image |
 //! | `store` | the index behind a lookup |
+//! | `synced` | what is known and what is wrong, between the sync and lookups |
 //! | `keychain` | the option |
 
+mod back_off;
 mod connect;
 mod exec;
+mod failure;
 mod keychain;
 mod kubeconfig;
 mod matching;
 mod object;
 mod secret;
+mod selection;
 mod settings;
 mod store;
+mod synced;
 mod watch;
 
-pub use keychain::{Progress, SecretsKeychain};
+pub use keychain::SecretsKeychain;
 pub use settings::{Environment, Settings, Timing};
+pub use synced::Progress;

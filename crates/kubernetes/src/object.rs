@@ -2,13 +2,10 @@
 //!
 //! k8s-openapi's `Secret` would do, but its values are plain byte strings that nobody wipes.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
@@ -30,31 +27,10 @@ impl fmt::Debug for PullSecret {
     }
 }
 
-impl Resource for PullSecret {
-    type DynamicType = ();
-    type Scope = kube::core::NamespaceResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        Secret::kind(&())
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        Secret::group(&())
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        Secret::version(&())
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        Secret::plural(&())
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
+/// A page of a list of them.
+#[derive(Deserialize)]
+pub(crate) struct Page {
+    #[serde(default)]
+    pub(crate) metadata: ListMeta,
+    pub(crate) items: Vec<PullSecret>,
 }

@@ -15,7 +15,7 @@ use crate::matching::SecretKey;
 const MAX_SIZE: usize = 1 << 20;
 
 /// The two types of pull secrets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum SecretType {
     /// `kubernetes.io/dockerconfigjson`.
     DockerConfigJson,

@@ -36,6 +36,12 @@ pub struct Timing {
     pub appear: Duration,
     /// Between looks whether a file of the connection has changed.
     pub recheck: Duration,
+    /// How long the API server may take to answer with a page of a list, or to open a watch.
+    pub answer: Duration,
+    /// The server is asked to end each watch after a time between these, in whole seconds.
+    pub watch: (Duration, Duration),
+    /// How much longer than that a watch may be silent before it is given up.
+    pub silence: Duration,
     /// First and longest wait after an error of the API server; doubles, with full jitter.
     pub back_off: (Duration, Duration),
     /// Longest wait while the server denies permission.
@@ -44,6 +50,9 @@ pub struct Timing {
     pub revoked: Duration,
     /// How long an exec plugin may take.
     pub exec: Duration,
+    /// The shortest time from one run of an exec plugin to the next because of the end that it names: where the clocks of
+    /// the machine and of the API server differ, that end may seem to have passed already.
+    pub renewal: Duration,
     /// How long a lookup waits for the first sync.
     pub first_sync: Duration,
 }
@@ -53,10 +62,14 @@ impl Default for Timing {
         Self {
             appear: Duration::from_secs(2),
             recheck: Duration::from_secs(30),
+            answer: Duration::from_secs(60),
+            watch: (Duration::from_secs(300), Duration::from_secs(600)),
+            silence: Duration::from_secs(5),
             back_off: (Duration::from_millis(800), Duration::from_secs(30)),
             denied: Duration::from_secs(300),
             revoked: Duration::from_secs(600),
             exec: Duration::from_secs(30),
+            renewal: Duration::from_secs(60),
             first_sync: Duration::from_secs(10),
         }
     }

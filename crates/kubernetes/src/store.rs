@@ -187,11 +187,6 @@ impl SecretStore {
         entries.iter().map(|entry| entry.key.host.clone()).collect()
     }
 
-    /// Removes everything.
-    pub(crate) fn clear(&mut self) {
-        *self = Self::default();
-    }
-
     /// Returns up to `limit` different credentials for a repository at `host` (its identity), best first.
     ///
     /// The rank is: secrets of `namespace` where it is known; longest path; literal host before pattern; newer creation;

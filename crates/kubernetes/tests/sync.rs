@@ -2,107 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+mod support;
+
+use std::time::Duration;
 
 use serde_json::json;
 use soci_auth::keychain::{Keychain, Rejected};
-use soci_auth::{AuthBoard, Credential, CredentialScope, Origin, Scheme};
-use soci_kubernetes::{Environment, SecretsKeychain, Settings, Timing};
+use soci_auth::{Credential, CredentialScope, Origin, Scheme};
 use soci_oci::ImageRef;
 use soci_testkit::kube_api::KubeApi;
-
-const TYPE: &str = "kubernetes.io/dockerconfigjson";
-const LONG: Duration = Duration::from_secs(60);
-
-struct Rig {
-    dir: tempfile::TempDir,
-    board: Arc<AuthBoard>,
-}
-
-impl Rig {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), board: Arc::new(AuthBoard::new()) }
-    }
-
-    fn settings(&self) -> Settings {
-        let mut settings =
-            Settings::new(Environment { home: self.dir.path().to_owned(), ..Environment::default() });
-        settings.timing = Timing {
-            appear: Duration::from_millis(20),
-            recheck: Duration::from_millis(100),
-            back_off: (Duration::from_millis(10), Duration::from_millis(200)),
-            denied: Duration::from_millis(200),
-            ..Timing::default()
-        };
-        settings
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        let path = self.dir.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        let new = path.with_extension("new");
-        std::fs::write(&new, text).unwrap();
-        std::fs::rename(new, path).unwrap();
-    }
-
-    fn start(&self, settings: Settings) -> Arc<SecretsKeychain> {
-        SecretsKeychain::start(settings, self.board.clone())
-    }
-
-    async fn synced(&self, api: &KubeApi) -> Arc<SecretsKeychain> {
-        self.write(".kube/config", &api.kubeconfig(&json!({ "token": "t" })));
-        let keychain = self.start(self.settings());
-        keychain.ready().await;
-        assert!(keychain.progress().complete, "{:?}", keychain.progress());
-        keychain
-    }
-}
-
-fn auths(host: &str, user: &str) -> String {
-    json!({ "auths": { host: { "username": user, "password": "p" } } }).to_string()
-}
-
-fn put(api: &KubeApi, namespace: &str, name: &str, host: &str, user: &str) {
-    api.put(namespace, name, TYPE, &[(".dockerconfigjson", &auths(host, user))]);
-}
-
-async fn users(keychain: &SecretsKeychain, image: &str) -> Vec<String> {
-    let image: ImageRef = image.parse().unwrap();
-    let scope = CredentialScope::new(Origin::of_registry(Scheme::Https, image.registry()), image);
-    let lookup = keychain.lookup(&scope, &Rejected::default()).await.unwrap_or_default();
-    let name = |credential: &Credential| match credential {
-        Credential::Basic { username, .. } => username.clone(),
-        other => other.kind().to_owned(),
-    };
-    lookup.candidates.iter().map(|candidate| name(&candidate.credential)).collect()
-}
-
-/// Waits until the users for an image are these. Polls, since the sync has no other observer.
-async fn eventually(keychain: &SecretsKeychain, image: &str, expected: &[&str]) {
-    let deadline = Instant::now() + LONG;
-    loop {
-        let found = users(keychain, image).await;
-        if found == expected {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{found:?} instead of {expected:?}: {:?}", keychain.progress());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Waits until `condition` holds.
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-fn count(api: &KubeApi, verb: &str) -> usize {
-    api.log().iter().filter(|logged| logged.verb == verb && logged.status == 200).count()
-}
+use support::{Rig, TYPE, auths, count, eventually, put, until, users};
 
 #[tokio::test]
 async fn t89_t90_t91_secrets_of_the_type_are_used_and_followed() {

@@ -1,0 +1,162 @@
+//! What the API server did wrong, and what is done about it.
+
+use std::error::Error;
+use std::time::Duration;
+
+use kube::core::Status;
+
+/// The most of a message of the API server that is passed on, in bytes: a proxy may answer with a whole page.
+const MAX_MESSAGE: usize = 300;
+
+/// A list or a watch that failed. Never quotes a secret.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// Nothing came.
+    #[error("no answer within {limit:?} to {what}; look whether the API server, or a proxy before it, hangs")]
+    NoAnswer {
+        /// What was asked for.
+        what: String,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The server says no, or says so within a watch.
+    #[error("the API server answers {}", told(.0))]
+    Status(Box<Status>),
+    /// The connection failed.
+    #[error("{0}")]
+    Connection(#[source] Box<kube::Error>),
+    /// The answer is not what an API server sends.
+    #[error("the answer is not understood: {category} error at line {line}, column {column}")]
+    Unreadable {
+        /// `syntax`, `data` or `end of input`.
+        category: &'static str,
+        /// Where.
+        line: usize,
+        /// Where in the line.
+        column: usize,
+    },
+    /// The answer does not say which version of the cluster it is.
+    #[error("the answer has no resourceVersion")]
+    NoVersion,
+    /// What is asked for makes no request.
+    #[error("request to the API server")]
+    Request(#[from] kube::core::request::Error),
+}
+
+/// What is done about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Remedy {
+    /// The server does not accept us: 401, TLS.
+    ConnectAnew,
+    /// It knows us and says no: 403.
+    WaitForPermission,
+    /// What was asked from is forgotten (410), or something was missed.
+    ListAnew,
+    /// It may go well the next time.
+    TryAgain {
+        /// The server does not want it earlier.
+        after: Duration,
+    },
+}
+
+impl Failure {
+    pub(crate) fn unreadable(error: serde_json::Error) -> Self {
+        use serde_json::error::Category;
+        // What serde says of the data may quote it.
+        let category = match error.classify() {
+            Category::Io => "read",
+            Category::Syntax => "syntax",
+            Category::Data => "data",
+            Category::Eof => "end of input",
+        };
+        Self::Unreadable { category, line: error.line(), column: error.column() }
+    }
+
+    pub(crate) fn remedy(&self) -> Remedy {
+        match self {
+            Self::Status(status) => match status.code {
+                401 => Remedy::ConnectAnew,
+                403 => Remedy::WaitForPermission,
+                410 => Remedy::ListAnew,
+                code => {
+                    // Some of those that limit rates say it in a header only, and it is always this one second.
+                    let usual = if code == 429 { 1 } else { 0 };
+                    let asked = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+                    Remedy::TryAgain { after: Duration::from_secs(asked.max(usual).into()) }
+                }
+            },
+            Self::Connection(error) if is_tls(error) => Remedy::ConnectAnew,
+            Self::NoVersion | Self::Unreadable { .. } => Remedy::ListAnew,
+            Self::Connection(_) | Self::NoAnswer { .. } | Self::Request(_) => {
+                Remedy::TryAgain { after: Duration::ZERO }
+            }
+        }
+    }
+}
+
+impl From<kube::Error> for Failure {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::Status(status),
+            kube::Error::SerdeError(error) => Self::unreadable(error),
+            other => Self::Connection(Box::new(other)),
+        }
+    }
+}
+
+fn told(status: &Status) -> String {
+    let message = status.message.trim();
+    let end = (0..=message.len().min(MAX_MESSAGE)).rev().find(|end| message.is_char_boundary(*end));
+    format!("{} {}: {}", status.code, status.reason, &message[..end.unwrap_or(0)])
+}
+
+fn is_tls(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<rustls::Error>() {
+            return true;
+        }
+        // An I/O error holds the TLS error inside instead of naming it as its source.
+        if let Some(inner) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref)
+            && inner.is::<rustls::Error>()
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(code: u16, message: &str) -> Failure {
+        Failure::Status(Box::new(Status::failure(message, "Reason").with_code(code)))
+    }
+
+    #[test]
+    fn what_is_done_follows_from_the_code() {
+        let again = |seconds| Remedy::TryAgain { after: Duration::from_secs(seconds) };
+        for (code, expected) in [
+            (401, Remedy::ConnectAnew),
+            (403, Remedy::WaitForPermission),
+            (410, Remedy::ListAnew),
+            (429, again(1)),
+            (500, again(0)),
+        ] {
+            assert_eq!(status(code, "").remedy(), expected, "{code}");
+        }
+    }
+
+    #[test]
+    fn neither_a_page_of_a_proxy_nor_a_secret_gets_into_a_message() {
+        let page = status(502, &"ä".repeat(10_000)).to_string();
+        assert!(page.starts_with("the API server answers 502 Reason: ä") && page.len() < 400, "{page}");
+        let error = serde_json::from_str::<u8>("\"hunter2\"").unwrap_err();
+        assert!(error.to_string().contains("hunter2"), "serde quotes it");
+        let error = Failure::from(kube::Error::SerdeError(error));
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+        assert_eq!(error.remedy(), Remedy::ListAnew);
+    }
+}

@@ -1,0 +1,291 @@
+//! What the sync knows: the secrets, how far it is, and what is wrong with which part of it.
+//!
+//! Several selections are followed at once, and each can be in trouble by itself: one namespace may be closed while the
+//! others are followed. So trouble is kept for each, and for the connection they share, and is over for one when that
+//! one was listed or its watch was opened.
+//!
+//! Locks are taken one after the other and never held across an await.
+
+use std::collections::{BTreeMap, HashSet};
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use soci_auth::AuthBoard;
+use tokio::sync::watch;
+
+use crate::object::PullSecret;
+use crate::secret::{Payload, SecretError};
+use crate::selection::Selection;
+use crate::store::{Secret, SecretId, SecretStore};
+
+/// What the sync knows, shared between its task and lookups.
+#[derive(Debug)]
+pub(crate) struct Synced {
+    store: RwLock<SecretStore>,
+    board: Arc<AuthBoard>,
+    /// How long values are served after permission was revoked.
+    revoked: Duration,
+    progress: watch::Sender<Progress>,
+    parts: Mutex<Parts>,
+}
+
+#[derive(Debug, Default)]
+struct Parts {
+    /// What is wrong with the connection, or with finding one.
+    connection: Option<String>,
+    selections: BTreeMap<Selection, Part>,
+}
+
+/// The state of one selection.
+#[derive(Debug, Default)]
+struct Part {
+    /// Whether it was listed since the process started.
+    listed: bool,
+    trouble: Option<String>,
+    /// Since when the server denies permission without a break.
+    denied: Option<Instant>,
+}
+
+/// How far the sync is; for lookups, metrics and `explain`.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// When the first connection began to be listed.
+    begun: Option<Instant>,
+    /// Whether everything was listed once since the process started.
+    pub complete: bool,
+    /// Whether the first attempt failed: nobody needs to wait for it.
+    pub failed: bool,
+    /// When the server last said anything useful.
+    pub last_success: Option<Instant>,
+    /// What is wrong at present, without any secret.
+    pub trouble: Option<String>,
+}
+
+impl Parts {
+    /// What is wrong, if anything is.
+    fn trouble(&self) -> Option<String> {
+        self.connection.clone().or_else(|| self.selections.values().find_map(|part| part.trouble.clone()))
+    }
+}
+
+impl Synced {
+    /// Nothing is known yet.
+    pub(crate) fn new(board: Arc<AuthBoard>, revoked: Duration) -> Self {
+        Self {
+            store: RwLock::default(),
+            board,
+            revoked,
+            progress: watch::Sender::default(),
+            parts: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn store(&self) -> RwLockReadGuard<'_, SecretStore> {
+        self.store.read()
+    }
+
+    pub(crate) fn progress(&self) -> watch::Ref<'_, Progress> {
+        self.progress.borrow()
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// A connection was made; these are going to be followed over it.
+    pub(crate) fn begin(&self, selections: &[Selection]) {
+        let mut parts = self.parts.lock();
+        for selection in selections {
+            parts.selections.entry(selection.clone()).or_default();
+        }
+        drop(parts);
+        self.progress.send_modify(|progress| {
+            progress.begun.get_or_insert_with(Instant::now);
+        });
+    }
+
+    /// Takes a secret. Returns its id unless it has no name. A malformed one replaces what was there by nothing.
+    pub(crate) fn apply(&self, object: PullSecret, selection: &Selection) -> Option<SecretId> {
+        let kind = selection.kind;
+        let id = id_of(&object)?;
+        let created = object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
+        let payload = object.data.as_ref().and_then(|data| data.get(kind.data_key())?.as_deref());
+        let payload = match payload {
+            Some(base64) => Payload::parse(base64, kind),
+            None => Err(SecretError::Missing(kind.data_key())),
+        };
+        let mut store = self.store.write();
+        let mut hosts = store.hosts(&id);
+        let changed = match payload {
+            Ok(payload) => {
+                hosts.extend(payload.entries.iter().map(|entry| entry.key.host.clone()));
+                store.apply(Secret { id: id.clone(), created, kind, payload })
+            }
+            Err(error) => {
+                tracing::warn!(namespace = %id.namespace, name = %id.name, %error, "pull secret cannot be used");
+                store.remove(&id)
+            }
+        };
+        drop(store);
+        if changed {
+            self.bump(hosts);
+        }
+        Some(id)
+    }
+
+    /// Forgets a secret.
+    pub(crate) fn delete(&self, object: &PullSecret) {
+        let Some(id) = id_of(object) else { return };
+        let mut store = self.store.write();
+        let hosts = store.hosts(&id);
+        store.remove(&id);
+        drop(store);
+        self.bump(hosts);
+    }
+
+    /// A list ended: what it did not have is gone.
+    pub(crate) fn listed(&self, selection: &Selection, seen: &HashSet<SecretId>) {
+        self.retain(selection, seen);
+        let mut parts = self.parts.lock();
+        parts.selections.entry(selection.clone()).or_default().listed = true;
+        let complete = parts.selections.values().all(|part| part.listed);
+        drop(parts);
+        self.well(selection);
+        let mut first = None;
+        self.progress.send_modify(|progress| {
+            if complete && !progress.complete {
+                progress.complete = true;
+                first = Some(progress.begun.map(|begun| begun.elapsed()).unwrap_or_default());
+            }
+        });
+        if let Some(elapsed) = first {
+            let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(secrets = self.store.read().len(), elapsed_ms, "pull secrets are synced");
+            self.board.bump_all();
+        }
+    }
+
+    /// This selection is followed: what was wrong with it, and with the connection, is over.
+    pub(crate) fn well(&self, selection: &Selection) {
+        let mut parts = self.parts.lock();
+        let connection = parts.connection.take();
+        let part = parts.selections.get_mut(selection);
+        let own = part.and_then(|part| {
+            part.denied = None;
+            part.trouble.take()
+        });
+        let trouble = parts.trouble();
+        drop(parts);
+        if trouble.is_none() && (connection.is_some() || own.is_some()) && self.progress.borrow().complete {
+            tracing::info!("pull secrets are followed again");
+        }
+        self.progress.send_modify(|progress| {
+            progress.last_success = Some(Instant::now());
+            progress.trouble = trouble;
+        });
+    }
+
+    /// There is nothing to connect to, or it cannot be connected to; `what` says so.
+    pub(crate) fn unconnected(&self, what: String) {
+        let mut parts = self.parts.lock();
+        let new = parts.connection.as_ref() != Some(&what);
+        parts.connection = Some(what.clone());
+        self.report(parts, what, new);
+    }
+
+    /// Something failed with a selection that will be tried again.
+    pub(crate) fn failed(&self, selection: &Selection, server: &str, error: &dyn Error) {
+        self.trouble(selection, told(server, error));
+    }
+
+    /// The server knows us and says no. Returns whether the selection's secrets were dropped for it, so that they have to
+    /// be listed when permission is back.
+    pub(crate) fn denied(&self, selection: &Selection, server: &str) -> bool {
+        self.trouble(
+            selection,
+            format!(
+                "{server}: not permitted to list and watch {selection}; grant a ClusterRole with resources \
+                 [\"secrets\"] and verbs [\"list\", \"watch\"] to the user of the kubeconfig"
+            ),
+        );
+        let mut parts = self.parts.lock();
+        let part = parts.selections.entry(selection.clone()).or_default();
+        let since = *part.denied.get_or_insert_with(Instant::now);
+        drop(parts);
+        if since.elapsed() <= self.revoked {
+            return false;
+        }
+        if self.retain(selection, &HashSet::new()) > 0 {
+            tracing::warn!("permission stays revoked; the synced {selection} are dropped");
+        }
+        true
+    }
+
+    fn trouble(&self, selection: &Selection, text: String) {
+        let mut parts = self.parts.lock();
+        // The connection stands, as far as it got.
+        parts.connection = None;
+        let part = parts.selections.entry(selection.clone()).or_default();
+        let new = part.trouble.as_ref() != Some(&text);
+        part.trouble = Some(text.clone());
+        self.report(parts, text, new);
+    }
+
+    /// Tells what is wrong; logs it where it is new, so that a lasting condition is logged once.
+    fn report(&self, parts: parking_lot::MutexGuard<'_, Parts>, text: String, new: bool) {
+        let trouble = parts.trouble();
+        drop(parts);
+        if new {
+            tracing::warn!(error = %text, "pull secrets cannot be synced; it is tried again");
+        }
+        self.progress.send_modify(|progress| {
+            if progress.complete && progress.trouble.is_none() {
+                // Until this moment it was followed.
+                progress.last_success = Some(Instant::now());
+            }
+            progress.failed = true;
+            progress.trouble = trouble;
+        });
+    }
+
+    /// Drops the secrets of a selection that are not in `seen`, and returns how many they were.
+    fn retain(&self, selection: &Selection, seen: &HashSet<SecretId>) -> usize {
+        let gone = self.store.write().retain(selection.namespace.as_deref(), selection.kind, seen).len();
+        if gone > 0 {
+            self.board.bump_all();
+        }
+        gone
+    }
+
+    fn bump(&self, hosts: Vec<String>) {
+        let (patterns, literal): (Vec<_>, Vec<_>) =
+            hosts.into_iter().partition(|host| host.contains(['*', '?']));
+        if patterns.is_empty() {
+            literal.iter().for_each(|host| self.board.bump(host));
+        } else {
+            self.board.bump_all();
+        }
+    }
+}
+
+/// One line from an error and its causes, without repeating what a cause says already.
+pub(crate) fn told(place: &str, error: &dyn Error) -> String {
+    let mut text = format!("{place}: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.ends_with(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn id_of(object: &PullSecret) -> Option<SecretId> {
+    let namespace = object.metadata.namespace.as_deref()?.into();
+    let name = object.metadata.name.as_deref()?.into();
+    Some(SecretId { namespace, name })
+}

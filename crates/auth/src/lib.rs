@@ -19,6 +19,7 @@ pub mod attempt;
 pub mod board;
 pub mod chain;
 pub mod challenge;
+pub mod children;
 pub mod credential;
 pub mod denied;
 pub mod exchange;

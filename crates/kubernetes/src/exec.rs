@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use kube::config::{Cluster, ExecConfig, ExecInteractiveMode};
 use serde::Deserialize;
+use soci_auth::children::NOT_INHERITED;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::io::AsyncReadExt;
+use tokio::process::Command;
 use zeroize::{Zeroize, Zeroizing};
 
 /// The most output that is read, in bytes.
@@ -129,26 +131,12 @@ pub(crate) async fn run(
     {
         return Err(ExecError::Version { command, version });
     }
-    let mut process = tokio::process::Command::new(&command);
-    process
-        .args(exec.args.iter().flatten())
-        .env_remove("DOCKER_AUTH_CONFIG")
-        .env("KUBERNETES_EXEC_INFO", request(exec, cluster, &version))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .kill_on_drop(true);
-    for variable in exec.env.iter().flatten() {
-        if let (Some(name), Some(value)) = (variable.get("name"), variable.get("value")) {
-            process.env(name, value);
-        }
-    }
-    let mut child = process.spawn().map_err(|source| ExecError::Start {
-        command: command.clone(),
-        hint: exec.install_hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default(),
-        source,
-    })?;
+    let mut child =
+        process(&command, exec, cluster, &version).spawn().map_err(|source| ExecError::Start {
+            command: command.clone(),
+            hint: exec.install_hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default(),
+            source,
+        })?;
     let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
     let _killed_at_the_end = KillGroup(group);
     let mut output = Zeroizing::new(Vec::with_capacity(8192));
@@ -168,6 +156,27 @@ pub(crate) async fn run(
         return Err(ExecError::Failed { command, status });
     }
     parse(&output, &version).map_err(|what| ExecError::Output { command, what })
+}
+
+fn process(command: &str, exec: &ExecConfig, cluster: &Cluster, version: &str) -> Command {
+    let mut process = Command::new(command);
+    for ours in NOT_INHERITED {
+        process.env_remove(ours);
+    }
+    process
+        .args(exec.args.iter().flatten())
+        .env("KUBERNETES_EXEC_INFO", request(exec, cluster, version))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .kill_on_drop(true);
+    for variable in exec.env.iter().flatten() {
+        if let (Some(name), Some(value)) = (variable.get("name"), variable.get("value")) {
+            process.env(name, value);
+        }
+    }
+    process
 }
 
 struct KillGroup(Option<rustix::process::Pid>);
@@ -260,6 +269,17 @@ mod tests {
         let credential = run_script(script, LONG).await.unwrap();
         assert_eq!(credential.token.unwrap().as_str(), "me");
         assert_eq!(credential.expires.unwrap().year(), 2030);
+    }
+
+    #[test]
+    fn what_the_service_manager_tells_the_daemon_is_not_inherited() {
+        let (_dir, config) = config("true");
+        let process = process("true", &config, &Cluster::default(), V1);
+        let variables: Vec<_> = process.as_std().get_envs().collect();
+        for ours in ["DOCKER_AUTH_CONFIG", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC"] {
+            assert!(variables.contains(&(ours.as_ref(), None)), "{ours} in {variables:?}");
+        }
+        assert!(variables.contains(&("WHO".as_ref(), Some("me".as_ref()))));
     }
 
     #[tokio::test]

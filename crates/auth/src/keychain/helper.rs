@@ -27,6 +27,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
+use crate::children::NOT_INHERITED;
 use crate::flight::Flights;
 use crate::json;
 use crate::{Credential, Fingerprint, Meters, Rejected, Secret};
@@ -46,16 +47,6 @@ const MAX_STDOUT: usize = 256 * 1024;
 const MAX_STDERR: usize = 8 * 1024;
 /// Where helpers are searched when `PATH` is not set.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What the service manager tells the daemon, and credentials for other registries, are not for its children.
-const NOT_INHERITED: [&str; 7] = [
-    "DOCKER_AUTH_CONFIG",
-    "NOTIFY_SOCKET",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_FDNAMES",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-];
 const NOT_FOUND: &str = "credentials not found in native keychain";
 
 /// What a helper said.

@@ -38,6 +38,9 @@ const MAX_MESSAGE: usize = 16 << 20;
 const MAX_CALLS: u32 = 4096;
 /// HTTP/2 window: a list of images may be 16 MiB.
 const WINDOW: u32 = 16 << 20;
+/// The largest header list that HTTP/2 takes, in bytes: enough to answer a call that has too much with a status that says
+/// so, where HTTP/2 itself would only drop it.
+const MAX_HEADERS: u32 = 2 << 20;
 
 /// What a daemon is made of.
 #[derive(Debug)]
@@ -132,6 +135,7 @@ impl Daemon {
             .max_concurrent_streams(MAX_CALLS)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
+            .http2_max_header_list_size(MAX_HEADERS)
             .add_service(service)
             .add_optional_service(relay.clone().map(ImageServiceV1))
             .add_optional_service(relay.clone().map(ImageServiceV1Alpha2))

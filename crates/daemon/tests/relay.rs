@@ -47,11 +47,20 @@ struct Node {
 impl Node {
     async fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
-        let config = Config {
-            check_overlay: false,
-            cri: Some(root.path().join("containerd.sock")),
-            ..Config::check(&Raw::default()).unwrap()
-        };
+        let backend = root.path().join("containerd.sock");
+        Self::with(root, Some(backend)).await
+    }
+
+    /// A node whose configuration says nothing.
+    async fn of_defaults() -> Self {
+        Self::with(tempfile::tempdir().unwrap(), None).await
+    }
+
+    async fn with(root: tempfile::TempDir, cri: Option<PathBuf>) -> Self {
+        let config = Config { check_overlay: false, ..Config::check(&Raw::default()).unwrap() };
+        assert_eq!(config.cri, None, "it is off where nothing is said");
+        let has_cri = cri.is_some();
+        let config = Config { cri, ..config };
         let options = Options {
             address: root.path().join("run/s.sock").display().to_string().parse().unwrap(),
             root: root.path().join("state"),
@@ -59,7 +68,7 @@ impl Node {
             config,
         };
         let store = CriStore::new(Arc::new(AuthBoard::new()));
-        let pulls = Some(Arc::clone(&store));
+        let pulls = has_cri.then(|| Arc::clone(&store));
         let daemon =
             Daemon::start(options, |_| Ok(Wiring { provider: Script::default().shared(), pulls })).await;
         Self { root, daemon: daemon.unwrap(), store }
@@ -135,7 +144,11 @@ fn pull(image: &str) -> Bytes {
 }
 
 fn image_call(method: &str, body: Bytes) -> Request<Full<Bytes>> {
-    Request::post(format!("http://localhost/runtime.v1.ImageService/{method}"))
+    call_of(&format!("runtime.v1.ImageService/{method}"), body)
+}
+
+fn call_of(method: &str, body: Bytes) -> Request<Full<Bytes>> {
+    Request::post(format!("http://localhost/{method}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(Full::new(body))
@@ -144,11 +157,56 @@ fn image_call(method: &str, body: Bytes) -> Request<Full<Bytes>> {
 
 /// Sends a call and returns its gRPC status, wherever that is.
 async fn status(sender: &mut SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Option<String> {
-    let text = |headers: &HeaderMap| Some(headers.get("grpc-status")?.to_str().unwrap().to_owned());
+    Some(ended(sender, request).await?.0)
+}
+
+/// Sends a call and returns its gRPC status and message, wherever they are.
+async fn ended(
+    sender: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> Option<(String, String)> {
+    let text = |headers: &HeaderMap, name: &str| Some(headers.get(name)?.to_str().unwrap().to_owned());
+    let both = |headers: &HeaderMap| {
+        Some((text(headers, "grpc-status")?, text(headers, "grpc-message").unwrap_or_default()))
+    };
     let answer = timeout(LONG, sender.send_request(request)).await.unwrap().ok()?;
-    let early = text(answer.headers());
+    let early = both(answer.headers());
     let body = timeout(LONG, answer.into_body().collect()).await.unwrap().ok()?;
-    early.or_else(|| text(body.trailers()?))
+    early.or_else(|| both(body.trailers()?))
+}
+
+#[tokio::test]
+async fn t14_a_daemon_without_the_option_has_no_image_service() {
+    let node = Node::of_defaults().await;
+    let mut kubelet = node.kubelet().await;
+    for service in ["runtime.v1.ImageService", "runtime.v1alpha2.ImageService", "runtime.v1.RuntimeService"] {
+        for method in ["ImageFsInfo", "PullImage", "Version"] {
+            let call = call_of(&format!("{service}/{method}"), pull("reg.example/a:1"));
+            assert_eq!(status(&mut kubelet, call).await.as_deref(), Some("12"), "{service}/{method}");
+        }
+    }
+    assert!(node.store.is_empty());
+    node.daemon.stop(Unmount::No).await;
+}
+
+#[tokio::test]
+async fn both_versions_of_the_image_service_are_relayed_and_no_runtime_service() {
+    let node = Node::new().await;
+    node.containerd(|_| async { Bytes::from(field(1, b"sha256:id")) });
+    let mut kubelet = node.kubelet().await;
+    for (at, version) in ["v1", "v1alpha2"].into_iter().enumerate() {
+        let call = call_of(
+            &format!("runtime.{version}.ImageService/PullImage"),
+            pull(&format!("reg.example/{version}:1")),
+        );
+        assert_eq!(status(&mut kubelet, call).await.as_deref(), Some("0"), "{version}");
+        assert_eq!(node.store.len(), at + 1, "the login of {version} is learnt");
+    }
+    let (code, message) =
+        ended(&mut kubelet, call_of("runtime.v1.RuntimeService/Version", framed(b""))).await.unwrap();
+    assert_eq!(code, "12");
+    assert!(message.contains("--container-runtime-endpoint"), "{message}");
+    node.daemon.stop(Unmount::No).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -201,7 +259,11 @@ async fn a_mebibyte_of_metadata_and_half_a_frame_cost_their_call_only() {
         let name: http::HeaderName = format!("x-filler-{at}").parse().unwrap();
         large.headers_mut().insert(name, HeaderValue::from_str(&"x".repeat(16 << 10)).unwrap());
     }
-    assert_ne!(status(&mut kubelet, large).await.as_deref(), Some("0"), "1 MiB of metadata is refused");
+    let (code, message) = ended(&mut kubelet, large).await.expect("a status");
+    assert_eq!(code, "8", "RESOURCE_EXHAUSTED: {message}");
+    assert!(message.contains("is over the limit of 65536; send less"), "{message}");
+    let answer = status(&mut kubelet, image_call("ImageStatus", framed(b""))).await;
+    assert_eq!(answer.as_deref(), Some("0"), "its connection goes on");
 
     // A message that announces more than it brings is containerd's to judge; nothing is learnt from it.
     let mut kubelet = node.kubelet().await;

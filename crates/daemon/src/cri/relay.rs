@@ -22,6 +22,11 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The largest request that is looked into; the kubelet's and containerd's own limit for a message.
 const MAX_MESSAGE: usize = 16 << 20;
 
+/// The most metadata of a call that is forwarded, in bytes as HTTP/2 counts them; callers send a few hundred.
+const MAX_METADATA: usize = 64 << 10;
+/// What HTTP/2 counts for a header beside its name and value.
+const HEADER: usize = 32;
+
 /// Forwards `runtime.v1.ImageService` and `runtime.v1alpha2.ImageService`.
 #[derive(Debug, Clone)]
 pub(crate) struct Relay {
@@ -69,6 +74,7 @@ impl Relay {
         B::Error: Into<BoxError>,
     {
         let started = Instant::now();
+        check_metadata(request.headers())?;
         let limit = request.headers().get("grpc-timeout").and_then(parse_timeout);
         let (parts, body) = request.into_parts();
         let method = parts.uri.path().rsplit('/').next().unwrap_or_default();
@@ -117,6 +123,20 @@ impl Relay {
         };
         Ok(Response::from_parts(parts, body))
     }
+}
+
+fn check_metadata(headers: &HeaderMap) -> Result<(), Status> {
+    let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER).sum();
+    if size <= MAX_METADATA {
+        return Ok(());
+    }
+    Err(Status::new(
+        8,
+        format!(
+            "metadata of {size} bytes is over the limit of {MAX_METADATA}; send less, or look which interceptor or \
+             tracer of the caller adds to it"
+        ),
+    ))
 }
 
 fn whole(bytes: Bytes) -> RelayBody {

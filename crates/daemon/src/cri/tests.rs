@@ -231,6 +231,54 @@ async fn t80_t81_an_error_comes_back_as_it_was() {
 }
 
 #[tokio::test]
+async fn t80_the_messages_of_a_stream_are_passed_on_as_they_come() {
+    let rig = rig();
+    let (send, frames) = tokio::sync::mpsc::unbounded_channel();
+    let frames = Arc::new(std::sync::Mutex::new(Some(frames)));
+    let _backend = FakeBackend::start(&rig.path, move |request| {
+        assert_eq!(request.uri().path(), "/runtime.v1.ImageService/StreamImages");
+        let frames = frames.lock().unwrap().take().unwrap();
+        let frames = futures::stream::unfold(frames, |mut frames| async move {
+            let frame: Frame<Bytes> = frames.recv().await?;
+            Some((Ok::<_, Box<dyn std::error::Error + Send + Sync>>(frame), frames))
+        });
+        let body = StreamBody::new(frames).boxed_unsync();
+        async { Response::builder().header("content-type", "application/grpc").body(body).unwrap() }
+    });
+    let response = rig.relay.clone().call(request("StreamImages", frame(b""))).await;
+    let mut body = response.into_body();
+    for message in [&b"first"[..], b"", &[7; 70_000], b"last"] {
+        // The next one is not sent before this one has come through.
+        send.send(Frame::data(frame(message))).unwrap();
+        let mut got = BytesMut::new();
+        while got.len() < message.len() + 5 {
+            let next = tokio::time::timeout(Duration::from_secs(30), body.frame()).await.expect("a frame");
+            got.extend_from_slice(&next.unwrap().unwrap().into_data().unwrap());
+        }
+        assert_eq!(got, frame(message));
+    }
+    send.send(Frame::trailers(trailers("0"))).unwrap();
+    let last = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
+    assert_eq!(last["grpc-status"], "0");
+    assert!(body.frame().await.is_none());
+}
+
+#[tokio::test]
+async fn calls_of_the_older_version_go_to_the_older_version() {
+    let rig = rig();
+    let _backend = FakeBackend::start(&rig.path, |request| async move {
+        let path = request.uri().path().to_owned();
+        ok(&field(1, path.as_bytes()))
+    });
+    let mut older = request("PullImage", pull("reg.example/a", "u", "p"));
+    *older.uri_mut() = "http://localhost/runtime.v1alpha2.ImageService/PullImage".parse().unwrap();
+    let (_, body, trailers) = call(&rig.relay, older).await;
+    assert_eq!(body, frame(&field(1, b"/runtime.v1alpha2.ImageService/PullImage")));
+    assert_eq!(trailers["grpc-status"], "0");
+    assert_eq!(candidates(&rig.store, "reg.example/b").await, 1, "it was confirmed");
+}
+
+#[tokio::test]
 async fn t82_the_deadline_and_the_cancellation_of_the_caller_reach_the_backend() {
     let rig = rig();
     let (seen, mut deadlines) = tokio::sync::mpsc::unbounded_channel();

@@ -139,3 +139,52 @@ async fn t07_t08_t12_t13_what_the_docker_config_holds_decides_who_is_asked_next(
         assert_eq!(node.uses().await.as_deref(), Some(expected), "{docker}");
     }
 }
+
+/// Opens the options that `table` asks for, with a kubeconfig at every usual place, and returns how often those files were
+/// opened until `enough`.
+async fn opened(table: &str, enough: impl Fn(usize) -> bool) -> usize {
+    use rustix::fs::inotify;
+    let home = tempfile::tempdir().unwrap();
+    let api = KubeApi::start("t").await.unwrap();
+    let flags = inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC;
+    let watch = inotify::init(flags).unwrap();
+    for place in [".kube/config", "kube/config", "listed"] {
+        let path = home.path().join(place);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, api.kubeconfig(&json!({ "token": "t" }))).unwrap();
+        inotify::add_watch(&watch, &path, inotify::WatchFlags::OPEN).unwrap();
+    }
+    let config = Config::check(&toml::from_str(table).unwrap()).unwrap();
+    let (board, metrics) = (Arc::new(AuthBoard::new()), Metrics::default());
+    let keychains = keychains::open(&config, &board, &metrics, &|name| match name {
+        "HOME" => Some(home.path().as_os_str().to_owned()),
+        "KUBECONFIG" => Some(home.path().join("listed").into_os_string()),
+        "KUBERNETES_SERVICE_HOST" => Some("127.0.0.1".into()),
+        _ => None,
+    });
+    let auth = Authenticator::new(keychains.chain.clone(), board, Settings::default());
+    let image: ImageRef = IMAGE.parse().unwrap();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut events = inotify::Reader::new(&watch, &mut buffer);
+    let mut opened = 0;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let scope = CredentialScope::new(Origin::of_registry(Scheme::Https, image.registry()), image.clone());
+        explain(&auth, &scope).await;
+        while events.next().is_ok() {
+            opened += 1;
+        }
+        if enough(opened) {
+            assert!(opened > 0 || api.log().is_empty(), "nor is the server asked");
+            return opened;
+        }
+        assert!(std::time::Instant::now() < deadline, "{opened} times");
+    }
+}
+
+#[tokio::test]
+async fn t14_no_kubeconfig_is_opened_unless_the_option_is_on() {
+    assert_eq!(opened("", |_| true).await, 0);
+    assert_eq!(opened("[kubeconfig_keychain]\nenable_keychain = false\n", |_| true).await, 0);
+    assert!(opened("[kubeconfig_keychain]\nenable_keychain = true\n", |times| times > 0).await > 0);
+}

@@ -236,6 +236,23 @@ impl Stage {
         write_docker_config(&self.path().join("docker"), &[&self.registry.host()], login)
     }
 
+    /// Gives containerd a login of its own for the registry, which needs none from the pull then.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn containerd_login(&self, user: &str, password: &str) -> Result<()> {
+        use std::io::Write as _;
+        let file = self.path().join("certs.d").join(self.registry.host()).join("hosts.toml");
+        let login = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+        let mut file = std::fs::OpenOptions::new().append(true).open(file)?;
+        writeln!(
+            file,
+            "[host.\"https://{}\".header]\nauthorization = \"Basic {login}\"",
+            self.registry.host()
+        )?;
+        Ok(())
+    }
+
     /// Returns what the daemon says of an image's credentials: `soci auth explain --daemon --json`.
     ///
     /// # Errors

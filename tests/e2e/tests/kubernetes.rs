@@ -1,5 +1,6 @@
 //! Credentials from Kubernetes, with no Docker config anywhere: those that the kubelet's pulls carry, and pull secrets.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -177,27 +178,45 @@ fn t71_a_pull_of_another_image_heals_what_expired_also_after_a_restart() -> Resu
     Ok(())
 }
 
-#[test]
-fn t89_a_pull_secret_of_the_cluster_is_used_and_followed() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let api = runtime.block_on(KubeApi::start("sync"))?;
-    let directory = tempfile::tempdir()?;
-    let kubeconfig = directory.path().join("kubeconfig");
-    std::fs::write(&kubeconfig, api.kubeconfig(&json!({ "token": "sync" })))?;
-    let mut options = StageOptions::new(AuthMode::Basic)?;
-    options.credentials = false;
-    options.config.push_str(&format!(
-        "[kubeconfig_keychain]\nenable_keychain = true\nkubeconfig_path = \"{}\"\n",
-        kubeconfig.display()
-    ));
-    let stage = Stage::start(options)?;
-    let put = |password: &str| {
-        let auths = json!({ "auths": { stage.registry.host(): { "username": USER, "password": password } } });
+/// An API server, and a kubeconfig that leads to it.
+struct Cluster {
+    runtime: tokio::runtime::Runtime,
+    api: KubeApi,
+    directory: tempfile::TempDir,
+}
+
+impl Cluster {
+    fn start() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let api = runtime.block_on(KubeApi::start("sync"))?;
+        let directory = tempfile::tempdir()?;
+        std::fs::write(directory.path().join("kubeconfig"), api.kubeconfig(&json!({ "token": "sync" })))?;
+        Ok(Self { runtime, api, directory })
+    }
+
+    /// The daemon's configuration that makes it follow this cluster.
+    fn config(&self) -> String {
+        let kubeconfig = self.directory.path().join("kubeconfig");
+        format!("[kubeconfig_keychain]\nenable_keychain = true\nkubeconfig_path = {kubeconfig:?}\n")
+    }
+
+    /// Sets the pull secret of a namespace to a login at the stage's registry.
+    fn put(&self, stage: &Stage, namespace: &str, user: &str, password: &str) {
+        let auths = json!({ "auths": { stage.registry.host(): { "username": user, "password": password } } });
         let data = [(".dockerconfigjson", auths.to_string())];
         let data: Vec<(&str, &str)> = data.iter().map(|(key, text)| (*key, text.as_str())).collect();
-        api.put("team", "pull", "kubernetes.io/dockerconfigjson", &data);
-    };
-    put(PASSWORD);
+        self.api.put(namespace, "pull", "kubernetes.io/dockerconfigjson", &data);
+    }
+}
+
+#[test]
+fn t89_a_pull_secret_of_the_cluster_is_used_and_followed() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let mut options = StageOptions::new(AuthMode::Basic)?;
+    options.credentials = false;
+    options.config.push_str(&cluster.config());
+    let stage = Stage::start(options)?;
+    cluster.put(&stage, "team", USER, PASSWORD);
     stage.wait_log("pull secrets are synced", LONG)?;
     let image = images::odd(Dialect::Oci);
     let published = stage.publish_v1(&image, "team/odd", "1")?;
@@ -206,8 +225,75 @@ fn t89_a_pull_secret_of_the_cluster_is_used_and_followed() -> Result<()> {
     let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
     stage.registry.rotate_password(USER, NEXT);
     stage.registry.revoke_tokens();
-    put(NEXT);
+    cluster.put(&stage, "team", USER, NEXT);
     assert_eq!(heals(&stage, &mounted.path().join("random"))?, 5 * 1024 * 1024 + 17);
     assert!(!stage.snapshotter.log_text().contains(NEXT));
+    Ok(())
+}
+
+#[test]
+fn t103_a_restart_without_the_api_server_keeps_the_mounts_and_the_sync_brings_the_rest() -> Result<()> {
+    let mut cluster = Cluster::start()?;
+    let mut options = StageOptions::new(AuthMode::Bearer)?;
+    options.credentials = false;
+    options.config.push_str(&cluster.config());
+    let mut stage = Stage::start(options)?;
+    cluster.put(&stage, "team", USER, PASSWORD);
+    stage.wait_log("pull secrets are synced", LONG)?;
+    let image = images::odd(Dialect::Oci);
+    let published = stage.publish_v1(&image, "team/odd", "1")?;
+    stage.pull_as_kubelet(&published)?;
+    assert_eq!(stage.lazy_layers()?, 2, "{}", stage.log_tail());
+    let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
+    let kept = std::fs::read(mounted.path().join("home/user/kept"))?;
+    drop(mounted);
+
+    cluster.runtime.block_on(cluster.api.close());
+    stage.snapshotter.daemon().kill();
+    stage.start_snapshotter_again()?;
+    assert_eq!(stage.lazy_layers()?, 2, "the mounts are back: {}", stage.log_tail());
+    let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "again")?;
+    assert_eq!(std::fs::read(mounted.path().join("home/user/kept"))?, kept, "what was fetched is there");
+    assert!(std::fs::read(mounted.path().join("random")).is_err(), "what was not is not, and does not hang");
+    let said = stage.explain(&published.reference)?;
+    let secrets = &said["hosts"][0]["options"][2];
+    assert_eq!(said["hosts"][0]["uses"], serde_json::Value::Null, "{said:#}");
+    assert!(secrets.to_string().contains(&cluster.api.address().to_string()), "it is said why: {said:#}");
+
+    cluster.runtime.block_on(cluster.api.reopen())?;
+    assert_eq!(heals(&stage, &mounted.path().join("random"))?, 5 * 1024 * 1024 + 17);
+    assert_eq!(stage.explain(&published.reference)?["hosts"][0]["uses"], "kubernetes-secrets");
+    Ok(())
+}
+
+#[test]
+fn the_namespace_of_the_pod_that_pulls_chooses_among_secrets() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let mut options = options(AuthMode::Basic)?;
+    options.config.push_str(&cluster.config());
+    let stage = Stage::start(options)?;
+    // The pulls bring no login: containerd has one of its own, and the daemon has the secrets.
+    for user in ["node", "older", "newer"] {
+        stage.registry.rotate_password(user, PASSWORD);
+    }
+    stage.containerd_login("node", PASSWORD)?;
+    cluster.put(&stage, "team", "older", PASSWORD);
+    cluster.put(&stage, "other", "newer", PASSWORD);
+    stage.wait_log("pull secrets are synced", LONG)?;
+    let service = ImageService::connect(&stage.snapshotter.socket())?;
+    for (at, (namespace, expected)) in
+        [("team", "older"), ("other", "newer"), ("neither", "newer")].into_iter().enumerate()
+    {
+        let image = images::single(20 + u64::try_from(at)?);
+        let published = stage.publish_v1(&image, &format!("team/app{at}"), "1")?;
+        stage.registry.clear_log();
+        service.pull(&published.reference, None, namespace).context("PullImage without a login")?;
+        assert_eq!(stage.lazy_layers()?, at + 1, "{}", stage.log_tail());
+        let log = stage.registry.log();
+        let users: BTreeSet<&str> = log.iter().filter_map(|seen| seen.user.as_deref()).collect();
+        assert_eq!(users, BTreeSet::from([expected, "node"]), "for a pod in {namespace}");
+        let said = stage.explain(&published.reference)?;
+        assert_eq!(said["hosts"][0]["uses"], "kubernetes-secrets", "{said:#}");
+    }
     Ok(())
 }

@@ -6,8 +6,11 @@
 //! 2. its token came from the cache: a newer one if there is, else one new token with the same credential;
 //! 3. reject the candidate and ask all options anew from the first one; a changed or further candidate of the *same*
 //!    option is tried (R6: another option only if this one has nothing at all any more);
-//! 4. wait for news of the registry (with no candidate at all: if the image is mounted), at most [`Settings::patience`] and within the deadline;
-//! 5. [`Denied`].
+//! 4. [`Denied`].
+//!
+//! The attempt itself never waits for better credentials, since another host may serve the request. It says whether that is
+//! worth while ([`AuthAttempt::may_heal`]); who asks the hosts then waits ([`Authenticator::wait_for_news`]) and asks again,
+//! through the same attempt.
 //!
 //! A 403 skips step 2: it is about the credential's rights or, with ECR, about its age. A refusal by the *token endpoint*
 //! enters at step 3. Trouble that is no refusal (5xx, 429, no answer) rejects nobody. A refused credential rests (see
@@ -80,8 +83,10 @@ pub struct AuthAttempt {
     anonymous_refused: bool,
     /// Why a candidate could not be presented.
     flaw: Option<&'static str>,
-    /// When waiting for news ends, once it began.
-    patience_ends: Option<Instant>,
+    /// Whether what was denied last may be granted to a credential that is yet to come.
+    may_heal: bool,
+    /// Such a denial, to be told when the attempt ends without being served.
+    untold: Option<AuthError>,
     last_status: Option<u16>,
     /// From the last resolution.
     option_errors: Vec<(&'static str, String)>,
@@ -138,11 +143,16 @@ impl AuthAttempt {
 
     async fn header(&mut self, http: &Arc<dyn TokenHttp>) -> Result<Option<HeaderValue>, AuthError> {
         if self.carried.is_none() {
+            self.may_heal = false;
             self.demand = self.auth.hosts.demand(&self.scope, &self.access);
             let first = match &self.demand {
                 Some(_) => match self.prepare(http).await {
                     // The host has the last word on whether it still wants a credential that nobody has.
-                    Err(AuthError::Denied(Denied { reason: Reason::NoCredential, .. })) => Carried::Nothing,
+                    Err(AuthError::Denied(Denied { reason: Reason::NoCredential, .. }))
+                        if self.refusals_in_all == 0 =>
+                    {
+                        Carried::Nothing
+                    }
                     first => first?,
                 },
                 None => self.registry_token().await,
@@ -155,7 +165,7 @@ impl AuthAttempt {
         })
     }
 
-    /// Takes notice of a refusal and does what the [steps](self) say; this may wait, within the deadline.
+    /// Takes notice of a refusal and does what the [steps](self) say.
     ///
     /// # Errors
     /// [`AuthError`] when what to send next could not be had for a reason other than a refusal.
@@ -175,6 +185,7 @@ impl AuthAttempt {
 
     async fn answer(&mut self, refusal: Refusal<'_>, http: &Arc<dyn TokenHttp>) -> Result<Next, AuthError> {
         let carried = self.carried.take().unwrap_or(Carried::Nothing);
+        self.may_heal = false;
         self.last_status = Some(refusal.status.as_u16());
         let meaning = quirks::meaning(refusal.status, refusal.headers, refusal.body);
         if meaning == Meaning::Other {
@@ -209,6 +220,7 @@ impl AuthAttempt {
 
     /// Takes notice that the request was served, with this status.
     pub fn accepted(&mut self, status: StatusCode) {
+        self.untold = None;
         let (Some(option), Some(candidate)) = (self.option, &self.candidate) else { return };
         if matches!(self.carried, None | Some(Carried::Nothing)) {
             return;
@@ -229,13 +241,24 @@ impl AuthAttempt {
         }
     }
 
+    /// Whether it is worth while to wait for news after the request was denied, and to ask again through this attempt.
+    pub fn may_heal(&self) -> bool {
+        self.may_heal
+    }
+
     /// Returns the option whose credential the request carries, for logs and reports.
     pub fn option(&self) -> Option<&'static str> {
         self.candidate.as_ref().and(self.option).map(|option| option.name)
     }
 
-    fn tell(&self, error: &AuthError) {
-        self.auth.settings.meters.denied(&self.scope, self.option.map(|option| option.name), error);
+    fn tell(&mut self, error: &AuthError) {
+        self.untold = match self.may_heal {
+            true => Some(error.clone()),
+            false => {
+                self.auth.settings.meters.denied(&self.scope, self.option.map(|option| option.name), error);
+                None
+            }
+        };
     }
 
     /// Learns what the host wants from a 401 and says whether it wants another scheme than before.
@@ -310,6 +333,15 @@ impl AuthAttempt {
                 .map(|(option, error)| format!("{option}: {error}"))
                 .collect(),
             findings: self.findings.clone(),
+        }
+    }
+}
+
+impl Drop for AuthAttempt {
+    fn drop(&mut self) {
+        if let Some(error) = self.untold.take() {
+            self.may_heal = false;
+            self.tell(&error);
         }
     }
 }

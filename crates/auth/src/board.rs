@@ -31,8 +31,8 @@ const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct AuthBoard {
     generations: Mutex<Generations>,
-    /// Wakes those who wait in [`AuthBoard::changed`]; the value is the last generation given out.
-    news: watch::Sender<u64>,
+    /// Wakes those who wait in [`AuthBoard::changed`].
+    news: watch::Sender<()>,
     refusals: Mutex<refusals::Refusals>,
     ledger: Mutex<ledger::Ledger>,
     pulls: pulls::Pulls,
@@ -55,7 +55,7 @@ impl AuthBoard {
     pub fn new() -> Self {
         Self {
             generations: Mutex::default(),
-            news: watch::Sender::new(0),
+            news: watch::Sender::new(()),
             refusals: Mutex::default(),
             ledger: Mutex::default(),
             pulls: pulls::Pulls::default(),
@@ -65,7 +65,7 @@ impl AuthBoard {
 
     /// Says that credentials of the registry with this [identity](crate::CredentialScope::identity) may have changed.
     pub fn bump(&self, registry: &str) {
-        let number = {
+        {
             let mut generations = self.generations.lock();
             generations.last += 1;
             let number = generations.last;
@@ -77,23 +77,21 @@ impl AuthBoard {
                     generations.by_registry.insert(registry.to_owned(), number);
                 }
             }
-            number
-        };
+        }
         self.refusals.lock().forget(registry);
-        self.news.send_replace(number);
+        self.news.send_replace(());
     }
 
     /// Says that credentials of any registry may have changed.
     pub fn bump_all(&self) {
-        let number = {
+        {
             let mut generations = self.generations.lock();
             generations.last += 1;
             generations.all = generations.last;
             generations.by_registry.clear();
-            generations.last
-        };
+        }
         self.refusals.lock().forget_all();
-        self.news.send_replace(number);
+        self.news.send_replace(());
     }
 
     /// Returns the generation of a registry, which only grows.
@@ -102,19 +100,18 @@ impl AuthBoard {
         generations.by_registry.get(registry).copied().unwrap_or(0).max(generations.all)
     }
 
-    /// Waits until the registry's generation is newer than `since` and returns it. Give it a deadline.
-    pub async fn changed(&self, registry: &str, since: u64) -> u64 {
+    /// Returns the newest generation of all registries.
+    pub fn latest(&self) -> u64 {
+        self.generations.lock().last
+    }
+
+    /// Waits until a registry has a generation newer than `since`. Give it a deadline.
+    ///
+    /// Which registry is not told: a request may wait for those of several hosts.
+    pub async fn changed(&self, since: u64) {
         let mut news = self.news.subscribe();
-        loop {
-            let generation = self.generation(registry);
-            if generation > since {
-                return generation;
-            }
-            if news.changed().await.is_err() {
-                // The sender is ours, so it is there as long as we are.
-                return generation;
-            }
-        }
+        // The sender is ours, so it is there as long as we are.
+        while self.latest() <= since && news.changed().await.is_ok() {}
     }
 
     /// Returns whether a credential may be presented for a repository now, or since when it may be again.
@@ -195,26 +192,29 @@ mod tests {
     use crate::Credential;
 
     #[tokio::test(start_paused = true)]
-    async fn r37_a_bump_wakes_those_who_wait_for_that_registry_only() {
+    async fn r37_a_bump_wakes_those_who_wait_and_is_news_of_that_registry_only() {
         let board = Arc::new(AuthBoard::new());
-        let since = board.generation("reg.example");
+        let since = board.latest();
         let waiter = tokio::spawn({
             let board = Arc::clone(&board);
-            async move { board.changed("reg.example", since).await }
+            async move { board.changed(since).await }
         });
-        board.bump("other.example");
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(!waiter.is_finished());
         board.bump("reg.example");
-        assert!(waiter.await.unwrap() > since);
+        waiter.await.unwrap();
+        assert!(board.generation("reg.example") > since);
+        assert_eq!(board.generation("other.example"), 0);
     }
 
     #[tokio::test]
     async fn a_bump_before_the_wait_is_not_missed() {
         let board = AuthBoard::new();
-        let since = board.generation("reg.example");
-        board.bump_all();
-        assert!(board.changed("reg.example", since).await > since);
+        for bump in [AuthBoard::bump_all, |board: &AuthBoard| board.bump("reg.example")] {
+            let since = board.latest();
+            bump(&board);
+            tokio::time::timeout(Duration::from_secs(1), board.changed(since)).await.unwrap();
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
-use soci_oci::{BlobStream, FetchClass, FetchContext, FetchError, FetchErrorKind, Priority};
+use soci_oci::{BlobSource, BlobStream, FetchClass, FetchContext, FetchError, FetchErrorKind, Priority};
 use tracing::Instrument as _;
 use tracing::field::{Empty, debug};
 
@@ -183,7 +183,12 @@ impl Range<'_> {
             let before = self.permits.len();
             let (source, stream) = self.open().await?;
             let Err(error) = self.receive(source, stream).await else { continue };
-            broken = if self.permits.len() < before { 0 } else { broken + 1 };
+            if self.permits.len() < before {
+                broken = 0;
+                self.context.patient_since = Some(Instant::now());
+            } else {
+                broken += 1;
+            }
             let hopeless = match error.kind() {
                 FetchErrorKind::Unavailable | FetchErrorKind::Protocol => false,
                 FetchErrorKind::NotFound
@@ -200,31 +205,58 @@ impl Range<'_> {
     }
 
     /// Opens what is missing at the first source that has it.
+    ///
+    /// Nobody waits for better credentials before all were asked; then those that refused do, at the same time.
     async fn open(&self) -> Result<(SourceId, BlobStream), FetchError> {
         let (Some(first), Some(last)) = (self.permits.front(), self.permits.back()) else {
             return Ok((0, Box::pin(futures::stream::empty())));
         };
         let spans = &self.core.spans;
         let range = spans.compressed(first.id()).start.0..spans.compressed(last.id()).end.0;
-        let mut worst: Option<FetchError> = None;
-        for (id, source) in self.core.sources.in_order(self.avoid) {
-            self.core.meter.count(Event::Requests, 1);
-            let opened = within(self.context.deadline, source.open(range.clone(), &self.context)).await;
-            match opened {
-                Ok(stream) => {
-                    self.core.sources.prefer(id);
-                    for permit in &self.permits {
-                        self.core.meter.count(Event::SpansRequested(permit.priority().class()), 1);
-                    }
-                    return Ok((id, stream));
-                }
-                // A refusal outranks the rest: it is what the operator can mend.
-                Err(error) if error.kind() == FetchErrorKind::Denied => worst = Some(error),
-                Err(error) => worst = worst.or(Some(error)),
+        let sources = self.core.sources.in_order(self.avoid);
+        let weary = self.core.sources.weary();
+        let patient = !weary && sources.len() == 1;
+        let context = if patient { self.context.clone() } else { self.context.impatient() };
+        let mut refused = Vec::new();
+        let mut other: Option<FetchError> = None;
+        for source in &sources {
+            match self.open_at(source, &range, &context).await {
+                Ok(opened) => return Ok(opened),
+                Err(error) if error.kind() == FetchErrorKind::Denied => refused.push((source, error)),
+                Err(error) => other = other.or(Some(error)),
             }
         }
-        let nowhere = || FetchError::new(FetchErrorKind::NotFound, "the layer has no source left");
-        Err(worst.unwrap_or_else(nowhere))
+        // A refusal outranks the rest: it is what the operator can mend.
+        let Some((_, mut error)) = refused.last().cloned() else {
+            let nowhere = || FetchError::new(FetchErrorKind::NotFound, "the layer has no source left");
+            return Err(other.unwrap_or_else(nowhere));
+        };
+        if !patient && !weary {
+            let waiting = refused.iter().map(|(source, _)| self.open_at(source, &range, &self.context));
+            match futures::future::select_ok(waiting.map(Box::pin)).await {
+                Ok((opened, _)) => return Ok(opened),
+                Err(last) => error = last,
+            }
+        }
+        if !weary && context.priority.class() == FetchClass::OnDemand {
+            self.core.sources.waited_in_vain();
+        }
+        Err(error)
+    }
+
+    async fn open_at(
+        &self,
+        (id, source): &(SourceId, Arc<dyn BlobSource>),
+        range: &std::ops::Range<u64>,
+        context: &FetchContext,
+    ) -> Result<(SourceId, BlobStream), FetchError> {
+        self.core.meter.count(Event::Requests, 1);
+        let stream = within(context.deadline, source.open(range.clone(), context)).await?;
+        self.core.sources.prefer(*id);
+        for permit in &self.permits {
+            self.core.meter.count(Event::SpansRequested(permit.priority().class()), 1);
+        }
+        Ok((*id, stream))
     }
 
     async fn receive(&mut self, source: SourceId, mut stream: BlobStream) -> Result<(), FetchError> {

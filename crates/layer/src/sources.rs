@@ -3,11 +3,18 @@
 //! Several images may hold the same layer, each with its own reference and so its own credentials. The one that served
 //! last is asked first; one that was opened is taken to serve, one that only joins is asked last. A source goes with the
 //! snapshot that brought it.
+//!
+//! When a reader has waited for better credentials in vain, the next ones do not wait for a moment: the kernel asks a second
+//! time for each page that it could not read ahead, and all who read that page do, one after another.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use soci_oci::BlobSource;
+
+/// How long nobody waits for better credentials after that was in vain.
+const WEARY: Duration = Duration::from_millis(500);
 
 /// Identifies a source within its set.
 pub(crate) type SourceId = u64;
@@ -24,6 +31,8 @@ struct State {
     list: Vec<(SourceId, Arc<dyn BlobSource>)>,
     /// Counts changes: a failure remembered for one generation says nothing about the next.
     generation: u64,
+    /// When a reader waited for better credentials in vain last.
+    in_vain: Option<Instant>,
 }
 
 impl Sources {
@@ -40,6 +49,7 @@ impl Sources {
         state.generation += 1;
         let id = state.generation;
         state.list.insert(0, (id, source));
+        state.in_vain = None;
         id
     }
 
@@ -63,6 +73,16 @@ impl Sources {
         let mut list: Vec<_> = self.state.lock().list.iter().rev().cloned().collect();
         list.sort_by_key(|(id, _)| Some(*id) == avoid);
         list
+    }
+
+    /// Remembers that a reader waited for better credentials in vain.
+    pub(crate) fn waited_in_vain(&self) {
+        self.state.lock().in_vain = Some(Instant::now());
+    }
+
+    /// Whether waiting for better credentials was in vain a moment ago.
+    pub(crate) fn weary(&self) -> bool {
+        self.state.lock().in_vain.is_some_and(|at| at.elapsed() < WEARY)
     }
 
     /// Returns a number that changes whenever the set does.
@@ -113,5 +133,15 @@ mod tests {
         assert_eq!(order(), [joined, second, first]);
         sources.prefer(99);
         assert_eq!(order(), [joined, second, first]);
+    }
+
+    #[test]
+    fn a_new_source_may_bring_new_credentials_so_waiting_is_worth_while_again() {
+        let sources = Sources::default();
+        assert!(!sources.weary());
+        sources.waited_in_vain();
+        assert!(sources.weary());
+        sources.join(Arc::new(Empty));
+        assert!(!sources.weary());
     }
 }

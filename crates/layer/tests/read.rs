@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use soci_layer::{LayerReader, RangeRead, ReadErrorKind, Settings};
 use soci_oci::FetchErrorKind;
 use soci_ztoc::{SpanId, UncompressedOffset};
-use support::{Fault, Layer, Rig, Script, settings, soon, tar_of, until};
+use support::{Fault, Layer, PATIENCE, Rig, Script, settings, soon, tar_of, until};
 
 async fn read(reader: &Arc<LayerReader>, at: u64, len: usize) -> Result<Vec<u8>, ReadErrorKind> {
     match reader.read_at(UncompressedOffset(at), len, soon()).await {
@@ -338,4 +338,45 @@ async fn a_refused_credential_ends_all_reads_at_once_and_a_later_one_succeeds() 
     }
     source.heal();
     assert_eq!(read(&reader, 0, 1000).await, Ok(expected(&layer, 0, 1000)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_that_refuse_wait_for_better_credentials_together_and_after_all_were_asked() {
+    let layer = layer();
+    let rig = Rig::new(Settings { read_ahead: 0, ..settings() });
+    let sources = [(); 8].map(|()| layer.source());
+    let readers = sources.each_ref().map(|source| rig.open(&layer, source));
+    sources.iter().for_each(|source| source.always(Fault::RefusePatiently));
+    sources[0].heal();
+    assert_eq!(read(&readers[7], 0, 10).await, Ok(expected(&layer, 0, 10)));
+    assert!(sources.iter().all(|source| source.waited().is_empty()), "the last one had it");
+
+    sources[0].always(Fault::RefusePatiently);
+    let begun = Instant::now();
+    assert_eq!(read(&readers[7], 1_000_000, 10).await, Err(ReadErrorKind::Denied));
+    assert!(begun.elapsed() < PATIENCE * 2, "{:?}", begun.elapsed());
+    let since: Vec<_> = sources.iter().flat_map(|source| source.waited()).collect();
+    assert!(since.len() == 8 && since.windows(2).all(|pair| pair[0] == pair[1]), "{since:?}");
+
+    // The kernel asks again at once.
+    assert_eq!(read(&readers[7], 1_000_000, 10).await, Err(ReadErrorKind::Denied));
+    assert_eq!(sources.iter().map(|source| source.waited().len()).sum::<usize>(), 8, "nobody waits again");
+    sources[3].heal();
+    assert_eq!(read(&readers[7], 1_000_000, 10).await, Ok(expected(&layer, 1_000_000, 10)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_heals_while_others_wait_serves_the_read() {
+    let layer = layer();
+    let rig = Rig::new(Settings { read_ahead: 0, ..settings() });
+    let sources = [(); 2].map(|()| layer.source());
+    let readers = sources.each_ref().map(|source| rig.open(&layer, source));
+    sources.iter().for_each(|source| source.always(Fault::RefusePatiently));
+    let reading = tokio::spawn({
+        let reader = Arc::clone(&readers[1]);
+        async move { read(&reader, 0, 10).await }
+    });
+    until("both wait", || sources.iter().all(|source| source.waited().len() == 1)).await;
+    sources[0].heal();
+    assert_eq!(reading.await.unwrap(), Ok(expected(&layer, 0, 10)));
 }

@@ -35,12 +35,21 @@ pub struct FetchContext {
     pub deadline: Instant,
     /// How urgent it is; shared, so that a reader who joins a background fetch raises it.
     pub priority: Priority,
+    /// Since when the time counts for which it may wait for better credentials. It counts for all that are asked, together:
+    /// sources, hosts, tries. With `None` whoever is refused says so at once.
+    pub patient_since: Option<Instant>,
 }
 
 impl FetchContext {
-    /// Returns a context for `class` that ends at `deadline`.
+    /// Returns a context for `class` that begins now and ends at `deadline`.
     pub fn new(deadline: Instant, class: FetchClass) -> Self {
-        Self { deadline, priority: Priority::new(class) }
+        Self { deadline, priority: Priority::new(class), patient_since: Some(Instant::now()) }
+    }
+
+    /// Returns the same fetch for one of several that may be asked: it does not wait for better credentials there.
+    #[must_use]
+    pub fn impatient(&self) -> Self {
+        Self { patient_since: None, ..self.clone() }
     }
 
     /// Returns the time that is left, zero when the deadline has passed.

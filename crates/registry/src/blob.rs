@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -71,10 +72,8 @@ impl BlobSource for RemoteBlob {
             return Ok(Box::pin(futures::stream::empty()));
         }
         let blob = &shared.session.inner.settings.blob;
-        let context = FetchContext {
-            deadline: until(blob.fetching_timeout, context.deadline),
-            priority: context.priority.clone(),
-        };
+        let deadline = until(blob.fetching_timeout, context.deadline);
+        let context = FetchContext { deadline, ..context.clone() };
         let mut reader = Reader {
             backoff: Backoff::new(&blob.retries),
             blob: Arc::clone(shared),
@@ -170,6 +169,7 @@ impl Reader {
         if first {
             // What came before went well: this is another stretch of the way, with its own refusals and faults.
             self.journey = Journey::default();
+            self.context.patient_since = Some(Instant::now());
         } else {
             *self.blob.location.lock() = None;
         }

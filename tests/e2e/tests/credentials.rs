@@ -15,8 +15,8 @@ use soci_testkit::{AuthMode, wait};
 /// What a rotation changes the password to.
 const NEXT: &str = "n9-Rotated-Qz41";
 
-/// A denied read may wait this long for the credentials to change, and a little for a busy machine.
-const DENIED: Duration = Duration::from_secs(15);
+/// A refused read ends within five seconds, whatever the kernel asks on its behalf; and a little for a busy machine.
+const DENIED: Duration = Duration::from_secs(8);
 
 #[test]
 fn without_credentials_containerd_takes_over_and_the_log_says_why() -> Result<()> {
@@ -112,7 +112,7 @@ fn rotated(auth: AuthMode) -> Result<()> {
     }
     let waited = start.elapsed();
     if waited > DENIED {
-        bail!("a refused read took {} s", waited.as_secs());
+        bail!("a refused read took {waited:?}");
     }
 
     stage.set_login(Some((USER, NEXT)))?;

@@ -4,16 +4,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::time::timeout_at;
 
 use super::{Access, AuthAttempt};
 use crate::known_hosts::KnownHosts;
 use crate::token_cache::TokenCache;
 use crate::{AuthBoard, CredentialScope, KeychainChain, Meters, NoMeters, Rejected};
 
+/// How often what was refused is asked again while waiting for news: not every change bumps the board by itself (a file is
+/// looked at when it is asked for).
+const POLL: Duration = Duration::from_secs(1);
+/// What is left of the deadline for the request itself after waiting for news.
+const RESERVE: Duration = Duration::from_millis(250);
+
 /// What the authenticator may take its time for.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How long a request waits for news when all candidates were refused; zero for a command, which says so at once.
+    /// How long after its beginning a request that was refused still waits for news; zero for a command, which says so at
+    /// once.
     pub patience: Duration,
     /// How long one token request may take.
     pub token_timeout: Duration,
@@ -38,7 +46,8 @@ pub struct Authenticator {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            patience: Duration::from_secs(5),
+            // A refused read is over within five seconds, with what is asked before and after the wait.
+            patience: Duration::from_millis(4500),
             token_timeout: Duration::from_secs(30),
             client_id: "soci".to_owned(),
             meters: Arc::new(NoMeters),
@@ -91,11 +100,27 @@ impl Authenticator {
             any_refused: false,
             anonymous_refused: false,
             flaw: None,
-            patience_ends: None,
+            may_heal: false,
+            untold: None,
             last_status: None,
             option_errors: Vec::new(),
             findings: Vec::new(),
         }
+    }
+
+    /// Waits until it is worth while to ask again for what was refused: until there are news since `since`, a number of
+    /// [`AuthBoard::latest`], or for a second, because not every change makes news. Returns `false` when the patience of a
+    /// request that began at `patient_since` is over, or its deadline.
+    pub async fn wait_for_news(&self, since: u64, patient_since: Option<Instant>, deadline: Instant) -> bool {
+        let Some(begun) = patient_since else { return false };
+        let now = tokio::time::Instant::now();
+        let patience = begun.checked_add(self.settings.patience).unwrap_or(deadline);
+        let ends = patience.min(deadline.checked_sub(RESERVE).unwrap_or(begun)).into();
+        if now >= ends {
+            return false;
+        }
+        let _news = timeout_at(ends.min(now + POLL), self.board.changed(since)).await;
+        true
     }
 
     /// Warns once per host that a credential goes over the network in clear.

@@ -1,9 +1,8 @@
 //! Finding what the request carries next: a candidate, and the form that the host wants it in.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::timeout_at;
 
 use super::{AuthAttempt, Carried};
 use crate::board::Admission;
@@ -12,12 +11,6 @@ use crate::credential::{basic_header, bearer_header};
 use crate::exchange::{ExchangeError, TokenRequest};
 use crate::token_cache::{Fetch, Served, TokenKey};
 use crate::{AuthError, Candidate, Credential, Denied, Reason, Scheme, TokenHttp, policy, scopes};
-
-/// How often the options are asked anew while waiting for news: not every change bumps the board by itself (a file is
-/// looked at when it is asked for).
-const POLL: Duration = Duration::from_secs(1);
-/// What is left of the deadline for the request itself after waiting for news.
-const RESERVE: Duration = Duration::from_millis(250);
 
 /// What became of one candidate.
 enum Presented {
@@ -46,14 +39,12 @@ impl AuthAttempt {
 
     /// Returns what to carry next.
     pub(super) async fn prepare(&mut self, http: &Arc<dyn TokenHttp>) -> Result<Carried, AuthError> {
+        self.may_heal = false;
         loop {
-            let generation = self.auth.board.generation(&self.registry);
             if self.candidate.is_none() && !self.find().await? {
                 let answer = self.anonymous(http).await;
                 let denied = matches!(answer, Err(AuthError::Denied(_)));
-                if denied && self.may_get_a_credential() && self.wait_for_news(generation, None).await {
-                    continue;
-                }
+                self.may_heal = denied && self.may_get_a_credential();
                 return answer;
             }
             let Some(candidate) = self.candidate.clone() else { continue };
@@ -68,78 +59,48 @@ impl AuthAttempt {
     }
 
     /// Finds the next candidate and makes it the present one; `false` when no option has anything.
-    ///
-    /// Waits for news when the option has only refused ones.
     async fn find(&mut self) -> Result<bool, AuthError> {
-        loop {
-            let generation = self.auth.board.generation(&self.registry);
-            if self.rejected.is_empty()
-                && let Some((option, candidate)) =
-                    self.auth.hosts.trusted(&self.scope, &self.access, generation)
-                && self.admit(&candidate) == Admission::Go
-            {
-                self.option = Some(option);
-                self.use_candidate(candidate);
-                return Ok(true);
-            }
-            let auth = Arc::clone(&self.auth);
-            let held = self.option.map(|option| option.name);
-            let resolution =
-                auth.chain.resolve(&self.scope, &self.rejected, held, &auth.board, &*auth.settings.meters);
-            let found = timeout_at(self.deadline, resolution).await.map_err(|_| self.late())?;
-            self.option_errors = found.errors;
-            self.findings = found.findings;
-            if found.option != self.option {
-                self.tried = 0;
-            }
-            self.option = found.option;
-            let Some(option) = found.option else { return Ok(false) };
-            let mut resting: Option<Instant> = None;
-            for candidate in found.candidates {
-                if self.tried >= option.max_candidates {
-                    break;
-                }
-                match self.admit(&candidate) {
-                    Admission::Go => {
-                        self.use_candidate(candidate);
-                        return Ok(true);
-                    }
-                    Admission::NotBefore(at) => resting = Some(resting.map_or(at, |first| first.min(at))),
-                }
-            }
-            if let (Some(flaw), false) = (self.flaw, self.any_refused) {
-                return Err(self.denied(Reason::Incomplete(flaw)).into());
-            }
-            if self.tried >= option.max_candidates || !self.wait_for_news(generation, resting).await {
-                let reason = if self.any_refused { Reason::Refused } else { Reason::Resting };
-                return Err(self.denied(reason).into());
-            }
+        let generation = self.auth.board.generation(&self.registry);
+        if self.rejected.is_empty()
+            && let Some((option, candidate)) = self.auth.hosts.trusted(&self.scope, &self.access, generation)
+            && self.admit(&candidate) == Admission::Go
+        {
+            self.option = Some(option);
+            self.use_candidate(candidate);
+            return Ok(true);
         }
+        let auth = Arc::clone(&self.auth);
+        let held = self.option.map(|option| option.name);
+        let resolution =
+            auth.chain.resolve(&self.scope, &self.rejected, held, &auth.board, &*auth.settings.meters);
+        let found = timeout_at(self.deadline, resolution).await.map_err(|_| self.late())?;
+        self.option_errors = found.errors;
+        self.findings = found.findings;
+        if found.option != self.option {
+            self.tried = 0;
+        }
+        self.option = found.option;
+        let Some(option) = found.option else { return Ok(false) };
+        let may_try = self.tried < option.max_candidates;
+        if may_try
+            && let Some(candidate) =
+                found.candidates.into_iter().find(|candidate| self.admit(candidate) == Admission::Go)
+        {
+            self.use_candidate(candidate);
+            return Ok(true);
+        }
+        if let (Some(flaw), false) = (self.flaw, self.any_refused) {
+            return Err(self.denied(Reason::Incomplete(flaw)).into());
+        }
+        self.may_heal = may_try;
+        let reason = if self.any_refused { Reason::Refused } else { Reason::Resting };
+        Err(self.denied(reason).into())
     }
 
     /// Whether a request that was refused for want of a credential waits for one: that of a mounted image does, since the
     /// next pull or a changed secret may bring it. A pull that has none is told at once.
     fn may_get_a_credential(&self) -> bool {
         self.last_status.is_some() && self.auth.board.is_pinned(&self.scope.image.key())
-    }
-
-    /// Waits until there may be another candidate; `false` when patience or deadline end.
-    async fn wait_for_news(&mut self, generation: u64, resting: Option<Instant>) -> bool {
-        let now = Instant::now();
-        let last = self.deadline.checked_sub(RESERVE).unwrap_or(now);
-        let ends = (*self.patience_ends.get_or_insert(now + self.auth.settings.patience)).min(last);
-        if now >= ends {
-            return false;
-        }
-        let mut until = ends.min(now + POLL);
-        if let Some(resting) = resting.filter(|at| *at > now) {
-            until = until.min(resting);
-        }
-        tokio::select! {
-            _ = self.auth.board.changed(&self.registry, generation) => {}
-            () = sleep_until(until) => {}
-        }
-        true
     }
 
     /// Puts a candidate into the form that the host wants.

@@ -121,10 +121,21 @@ impl Stack {
         self.auth.attempt(scope, Access::Pull, (Instant::now() + self.time).into_std())
     }
 
-    /// Sends one request as the registry client does.
+    /// Sends one request as the registry client does, which asks again as long as that is worth while.
     async fn request(&self) -> Result<(), AuthError> {
+        let (begun, mut attempt) = (Instant::now(), self.attempt());
+        loop {
+            let since = self.auth.board().latest();
+            let result = self.ask(&mut attempt).await;
+            let (patient, deadline) = (Some(begun.into_std()), (begun + self.time).into_std());
+            if !attempt.may_heal() || !self.auth.wait_for_news(since, patient, deadline).await {
+                return result;
+            }
+        }
+    }
+
+    async fn ask(&self, attempt: &mut AuthAttempt) -> Result<(), AuthError> {
         let http: Arc<dyn TokenHttp> = Arc::clone(&self.tokens) as _;
-        let mut attempt = self.attempt();
         loop {
             let header = attempt.authorization(&http).await?;
             let (status, headers, body) = self.registry.answer(header.as_ref());

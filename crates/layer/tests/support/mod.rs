@@ -101,6 +101,8 @@ pub enum Fault {
     None,
     /// Refuse to open.
     Refuse(FetchErrorKind),
+    /// Refuse for want of a credential, and wait for a better one as long as that is allowed.
+    RefusePatiently,
     /// End cleanly after this many bytes.
     Short(u64),
     /// Fail after this many bytes.
@@ -124,7 +126,11 @@ struct State {
     faults: VecDeque<Fault>,
     always: Option<Fault>,
     opened: Vec<Range<u64>>,
+    waited: Vec<Instant>,
 }
+
+/// How long a source waits for better credentials.
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Script {
     pub fn new(blob: Bytes) -> Arc<Self> {
@@ -154,6 +160,11 @@ impl Script {
         self.state.lock().unwrap().opened.clone()
     }
 
+    /// When it began to count how long it may wait for better credentials, for each time it did.
+    pub fn waited(&self) -> Vec<Instant> {
+        self.state.lock().unwrap().waited.clone()
+    }
+
     /// While closed no byte is sent.
     pub fn gate(&self, open: bool) {
         self.gate.send_replace(open);
@@ -162,7 +173,7 @@ impl Script {
 
 #[async_trait::async_trait]
 impl BlobSource for Script {
-    async fn open(&self, range: Range<u64>, _context: &FetchContext) -> Result<BlobStream, FetchError> {
+    async fn open(&self, range: Range<u64>, context: &FetchContext) -> Result<BlobStream, FetchError> {
         let fault = {
             let mut state = self.state.lock().unwrap();
             state.opened.push(range.clone());
@@ -171,13 +182,23 @@ impl BlobSource for Script {
         if let Fault::Refuse(kind) = fault {
             return Err(FetchError::new(kind, "refused by the script"));
         }
+        if fault == Fault::RefusePatiently {
+            if let Some(since) = context.patient_since {
+                self.state.lock().unwrap().waited.push(since);
+                tokio::time::sleep_until((since + PATIENCE).into()).await;
+            }
+            let healed = self.state.lock().unwrap().always != Some(fault);
+            if !healed || context.patient_since.is_none() {
+                return Err(FetchError::new(FetchErrorKind::Denied, "refused by the script"));
+            }
+        }
         let whole =
             self.blob.slice(usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap());
         let mut bytes = whole.to_vec();
         let len = bytes.len() as u64;
         let mut tail = None;
         match fault {
-            Fault::None | Fault::Refuse(_) => {}
+            Fault::None | Fault::Refuse(_) | Fault::RefusePatiently => {}
             Fault::Short(after) => bytes.truncate(usize::try_from(after % len).unwrap()),
             Fault::Break(after) => {
                 bytes.truncate(usize::try_from(after % len).unwrap());

@@ -3,6 +3,9 @@
 //! A host that refuses, does not know, breaks the protocol or cannot be reached is passed over; the [table of
 //! statuses](crate::status) says which. The last host of the list is the registry itself: what it says decides what the
 //! whole round means, whatever its mirrors said. Hosts that were unreachable a moment ago are asked last.
+//!
+//! Nobody waits for better credentials before all hosts were asked. When the registry refuses too, those that refused are
+//! asked again with every news, as long as the request has patience.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +43,8 @@ struct Trouble {
     text: String,
     kind: FetchErrorKind,
     again: Option<Option<Duration>>,
+    /// Whether a credential that is yet to come may be accepted.
+    may_heal: bool,
     unsupported: bool,
     status: Option<u16>,
     code: Option<String>,
@@ -47,7 +52,16 @@ struct Trouble {
 
 impl Trouble {
     fn new(host: String, kind: FetchErrorKind, text: impl Into<String>) -> Self {
-        Self { host, text: text.into(), kind, again: None, unsupported: false, status: None, code: None }
+        Self {
+            host,
+            text: text.into(),
+            kind,
+            again: None,
+            may_heal: false,
+            unsupported: false,
+            status: None,
+            code: None,
+        }
     }
 
     fn later(mut self, after: Option<Duration>) -> Self {
@@ -63,18 +77,50 @@ pub(crate) async fn walk(
     journey: &mut Journey,
     context: &FetchContext,
 ) -> Result<Reply, Round> {
-    let registry = session.image.registry();
-    let fail = |kind, message: String| Round { error: CallError::new(kind, message), again: None };
-    if let Some(fixed) = &call.fixed {
-        return match at(session, &fixed.host, &fixed.origin, call, journey, context).await {
-            Ok(reply) => Ok(reply),
-            Err((trouble, _)) => Err(sum_up(session, call, vec![(0, trouble)])),
-        };
-    }
-    let list = match session.inner.hosts.of(registry).await {
-        Ok(list) => list,
-        Err(error) => return Err(fail(FetchErrorKind::Local, error.to_string())),
+    let auth = &session.inner.auth;
+    let mut since = auth.board().latest();
+    let list = session.inner.hosts.of(session.image.registry()).await;
+    let list = list.map_err(|error| hopeless(FetchErrorKind::Local, error.to_string()))?;
+    let serving = match &call.fixed {
+        Some(fixed) => vec![(0, &fixed.host)],
+        None => serving(session, call, &list)?,
     };
+    let mut troubles: Vec<(usize, &Arc<Host>, Trouble)> = Vec::new();
+    for (position, host) in serving {
+        match ask(session, host, call, journey, context).await {
+            Ok(reply) => return Ok(reply),
+            Err(trouble) => troubles.push((position, host, trouble)),
+        }
+        if context.remaining().is_zero() {
+            break;
+        }
+    }
+    troubles.sort_by_key(|(position, ..)| *position);
+    while troubles.last().is_some_and(|(.., deciding)| deciding.may_heal)
+        && auth.wait_for_news(since, context.patient_since, context.deadline).await
+    {
+        since = auth.board().latest();
+        for (_, host, trouble) in troubles.iter_mut().filter(|(.., trouble)| trouble.may_heal) {
+            match ask(session, host, call, journey, context).await {
+                Ok(reply) => return Ok(reply),
+                Err(still) => *trouble = still,
+            }
+        }
+    }
+    Err(sum_up(session, call, troubles.into_iter().map(|(.., trouble)| trouble).collect()))
+}
+
+/// Returns an end of the round that no other round would change.
+fn hopeless(kind: FetchErrorKind, message: String) -> Round {
+    Round { error: CallError::new(kind, message), again: None }
+}
+
+/// Returns the hosts of `list` that may be asked for `call`, with their places in it, in the order to ask them.
+fn serving<'a>(
+    session: &Session,
+    call: &Call,
+    list: &'a [Arc<Host>],
+) -> Result<Vec<(usize, &'a Arc<Host>)>, Round> {
     let mut serving: Vec<(usize, &Arc<Host>)> =
         list.iter().enumerate().filter(|(_, host)| host.serves(call.operation)).collect();
     if call.past_mirrors {
@@ -82,37 +128,19 @@ pub(crate) async fn walk(
     }
     if serving.is_empty() {
         let message = format!(
-            "{} of {}: no host configured for {registry} has that capability; extend capabilities in its hosts.toml",
+            "{} of {}: no host configured for {} has that capability; extend capabilities in its hosts.toml",
             call.operation.doing(),
             session.image.name(),
+            session.image.registry(),
         );
-        return Err(fail(FetchErrorKind::Local, message));
+        return Err(hopeless(FetchErrorKind::Local, message));
     }
     if is_write(call.operation) {
         serving.truncate(1);
     }
     let health = &session.inner.health;
     serving.sort_by_key(|(_, host)| host.origins.iter().all(|origin| health.is_down(origin)));
-    let mut troubles: Vec<(usize, Trouble)> = Vec::new();
-    for (position, host) in serving {
-        match ask(session, host, call, journey, context).await {
-            Ok(reply) => return Ok(reply),
-            Err(trouble) => {
-                tracing::debug!(
-                    host = trouble.host,
-                    repository = session.image.repository(),
-                    operation = call.operation.doing(),
-                    reason = trouble.text,
-                    "a host did not serve a request"
-                );
-                troubles.push((position, trouble));
-            }
-        }
-        if context.remaining().is_zero() {
-            break;
-        }
-    }
-    Err(sum_up(session, call, troubles))
+    Ok(serving)
 }
 
 /// Whether `operation` must not wander from one host to another.
@@ -129,8 +157,33 @@ fn is_write(operation: Operation) -> bool {
     }
 }
 
-/// Asks one host; an ambiguous one by https and then by http.
+/// Asks one host, at the address it named itself or else at its own.
 async fn ask(
+    session: &Session,
+    host: &Arc<Host>,
+    call: &Call,
+    journey: &mut Journey,
+    context: &FetchContext,
+) -> Result<Reply, Trouble> {
+    let asked = match &call.fixed {
+        Some(fixed) => {
+            at(session, host, &fixed.origin, call, journey, context).await.map_err(|(trouble, _)| trouble)
+        }
+        None => ask_origins(session, host, call, journey, context).await,
+    };
+    asked.inspect_err(|trouble| {
+        tracing::debug!(
+            host = trouble.host,
+            repository = session.image.repository(),
+            operation = call.operation.doing(),
+            reason = trouble.text,
+            "a host did not serve a request"
+        );
+    })
+}
+
+/// Asks a host by its origins: an ambiguous one by https and then by http.
+async fn ask_origins(
     session: &Session,
     host: &Arc<Host>,
     call: &Call,
@@ -179,6 +232,7 @@ async fn at(
         };
         let mut attempt = journey.take(session, host, origin, &call.access, context.deadline);
         let answer = redirect::follow(session, host, origin, trip, &mut attempt, context).await;
+        let may_heal = attempt.may_heal();
         journey.put(origin.clone(), attempt);
         let reply = match answer {
             Ok(reply) => reply,
@@ -189,7 +243,7 @@ async fn at(
                     session.inner.health.failed(origin);
                 }
                 let kind = if transient { FetchErrorKind::Unavailable } else { FetchErrorKind::Denied };
-                let trouble = Trouble::new(name, kind, message);
+                let trouble = Trouble { may_heal, ..Trouble::new(name, kind, message) };
                 return Err((if transient { trouble.later(None) } else { trouble }, true));
             }
             Err(Refused::Failed(failure)) => return Err(failed(session, call, origin, name, &failure)),
@@ -283,11 +337,10 @@ async fn judge(
     Err(if verdict == Verdict::Later { trouble.later(after) } else { trouble })
 }
 
-/// Makes one error of what all hosts said; the one last in the list, the registry itself, decides.
-fn sum_up(session: &Session, call: &Call, mut troubles: Vec<(usize, Trouble)>) -> Round {
-    troubles.sort_by_key(|(position, _)| *position);
+/// Makes one error of what all hosts said; the last one, the registry itself, decides.
+fn sum_up(session: &Session, call: &Call, mut troubles: Vec<Trouble>) -> Round {
     let said: Vec<String> =
-        troubles.iter().map(|(_, trouble)| format!("{}: {}", trouble.host, trouble.text)).collect();
+        troubles.iter().map(|trouble| format!("{}: {}", trouble.host, trouble.text)).collect();
     let message = format!(
         "{} {} of {}: {}",
         call.operation.doing(),
@@ -295,7 +348,7 @@ fn sum_up(session: &Session, call: &Call, mut troubles: Vec<(usize, Trouble)>) -
         session.image.name(),
         said.join("; "),
     );
-    let Some((_, deciding)) = troubles.pop() else {
+    let Some(deciding) = troubles.pop() else {
         return Round { error: CallError::new(FetchErrorKind::Unavailable, message), again: Some(None) };
     };
     let mut error = CallError::new(deciding.kind, message);

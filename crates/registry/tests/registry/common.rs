@@ -63,6 +63,15 @@ pub(crate) struct Client {
 impl Client {
     /// Returns a client that trusts the authorities of `registries`, retries fast, and reads hosts from its own directory.
     pub(crate) fn new(registries: &[&TestRegistry], change: impl FnOnce(&mut Settings, &Path)) -> Self {
+        Self::with_patience(registries, Duration::ZERO, change)
+    }
+
+    /// As [`Self::new`], but a request that is refused waits for news.
+    pub(crate) fn with_patience(
+        registries: &[&TestRegistry],
+        patience: Duration,
+        change: impl FnOnce(&mut Settings, &Path),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let retries =
             || Retries { max: 3, min_wait: Duration::from_millis(1), max_wait: Duration::from_millis(40) };
@@ -83,8 +92,7 @@ impl Client {
         change(&mut settings, dir.path());
         let keychain = Arc::new(Script::default());
         let board = Arc::new(AuthBoard::new());
-        let auth_settings =
-            soci_auth::Settings { patience: Duration::ZERO, ..soci_auth::Settings::default() };
+        let auth_settings = soci_auth::Settings { patience, ..soci_auth::Settings::default() };
         let chain = KeychainChain::new(vec![Arc::clone(&keychain) as Arc<dyn Keychain>]);
         let auth = Authenticator::new(chain, Arc::clone(&board), auth_settings);
         let registry = Registry::new(settings, auth, Arc::new(NoMeters)).unwrap();

@@ -1,7 +1,7 @@
 //! The list of hosts: mirrors, `hosts.toml`, TLS per host, schemes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use soci_oci::{FetchErrorKind, media_type};
 use soci_registry::Settings;
@@ -27,7 +27,11 @@ async fn pair(mirror: Options) -> (TestRegistry, TestRegistry, String) {
 }
 
 fn mirrored(registry: &TestRegistry, address: String) -> Client {
-    Client::new(&[registry], |settings, _| {
+    patiently_mirrored(registry, address, Duration::ZERO)
+}
+
+fn patiently_mirrored(registry: &TestRegistry, address: String, patience: Duration) -> Client {
+    Client::with_patience(&[registry], patience, |settings, _| {
         let mirror = Mirror::parse(&address, Insecure::No).unwrap();
         settings.mirrors.insert(registry.host(), vec![mirror]);
     })
@@ -89,6 +93,88 @@ async fn a_mirror_that_refuses_our_credentials_is_asked_last_for_a_while() {
     read(&blob, 10..20, &context()).await.unwrap();
     assert_eq!(mirror.log().len(), asked);
     assert_eq!(registry.log().len(), 2);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_mirror_that_refuses_while_the_registry_may_serve() {
+    // Longer than the test lasts: a request that waits at the mirror fails by its deadline.
+    let patience = Duration::from_secs(60);
+    let refuses = Options::default().auth(AuthMode::Basic, "m", "right");
+    let (registry, mirror, name) = pair(refuses).await;
+    let client = patiently_mirrored(&registry, mirror.url(Listener::Registry), patience);
+    client.keychain.set(&mirror.host(), vec![basic("m", "wrong")]);
+    let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
+    read(&blob, 0..10, &within(Duration::from_secs(20))).await.unwrap();
+    assert!(mirror.log().iter().any(|seen| seen.status == 401), "the mirror was asked");
+}
+
+#[tokio::test]
+async fn r36_a_request_that_all_hosts_refuse_waits_once_for_all_of_them() {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let refuses = || Options::default().auth(AuthMode::Basic, "u", "right");
+    let registry = TestRegistry::start(refuses()).await.unwrap();
+    let options = Options { ca: Some(Arc::clone(registry.ca())), ..refuses() };
+    let mirrors =
+        [TestRegistry::start(options.clone()).await.unwrap(), TestRegistry::start(options).await.unwrap()];
+    let client = Client::with_patience(&[&registry], PATIENCE, |settings, _| {
+        let mirror =
+            |host: &TestRegistry| Mirror::parse(&host.url(Listener::Registry), Insecure::No).unwrap();
+        settings.mirrors.insert(registry.host(), mirrors.iter().map(mirror).collect());
+    });
+    for host in mirrors.iter().chain([&registry]) {
+        client.keychain.set(&host.host(), vec![basic("u", "wrong")]);
+    }
+    let name = registry.put_blob("team/app", pattern(10));
+    let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10);
+    let begun = Instant::now();
+    let error = read(&blob, 0..10, &within(Duration::from_secs(60))).await.unwrap_err();
+    let waited = begun.elapsed();
+    assert_eq!(error.kind(), FetchErrorKind::Denied);
+    assert!(waited >= PATIENCE && waited < PATIENCE * 2, "{waited:?}");
+    for host in mirrors.iter().chain([&registry]) {
+        assert!(error.to_string().contains(&host.host()), "{error}");
+        assert!(
+            host.log().len() <= 3,
+            "a host that refused is not asked again without news: {:?}",
+            host.log()
+        );
+    }
+}
+
+#[tokio::test]
+async fn r37_news_of_any_host_heal_a_request_that_all_refuse_and_other_hosts_are_left_alone() {
+    let refuses = || Options::default().auth(AuthMode::Basic, "u", "right");
+    let registry = TestRegistry::start(refuses()).await.unwrap();
+    let ca = || Some(Arc::clone(registry.ca()));
+    let mirror = TestRegistry::start(Options { ca: ca(), ..refuses() }).await.unwrap();
+    let empty = TestRegistry::start(Options { ca: ca(), ..Options::default() }).await.unwrap();
+    let content = pattern(10_000);
+    let name = registry.put_blob("team/app", content.clone());
+    mirror.put_blob("team/app", content);
+    for heals in [&registry, &mirror] {
+        let client = Client::with_patience(&[&registry], Duration::from_secs(60), |settings, _| {
+            let hosts = [&mirror, &empty].map(|host| host.url(Listener::Registry));
+            let mirrors = hosts.iter().map(|url| Mirror::parse(url, Insecure::No).unwrap()).collect();
+            settings.mirrors.insert(registry.host(), mirrors);
+        });
+        for host in [&registry, &mirror] {
+            client.keychain.set(&host.host(), vec![basic("u", "wrong")]);
+        }
+        [&registry, &mirror, &empty].iter().for_each(|host| host.clear_log());
+        let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
+        let news = async {
+            while registry.log().iter().filter(|seen| seen.status == 401).count() < 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            client.keychain.set(&heals.host(), vec![basic("u", "right")]);
+            client.board.bump(&heals.host());
+        };
+        let context = within(Duration::from_secs(20));
+        let (read, ()) = tokio::join!(read(&blob, 0..10, &context), news);
+        read.unwrap();
+        assert!(heals.log().last().is_some_and(|seen| seen.status == 206));
+        assert_eq!(empty.log().len(), 1, "a host that has not got it is not asked again while waiting");
+    }
 }
 
 #[tokio::test]

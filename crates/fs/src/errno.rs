@@ -71,6 +71,16 @@ pub enum FsError {
 }
 
 impl FsError {
+    /// Whether the bytes did not come though nothing is known to be wrong with them or with the credentials.
+    pub(crate) fn is_of_time(&self) -> bool {
+        let of_time = [ReadErrorKind::TimedOut, ReadErrorKind::Unavailable];
+        match self {
+            Self::TimedOut => true,
+            Self::Read(error) => of_time.contains(&error.kind()),
+            _ => false,
+        }
+    }
+
     /// Returns the number that the kernel is told.
     pub fn errno(&self) -> Errno {
         match self {

@@ -20,6 +20,7 @@ use soci_ztoc::UncompressedOffset;
 use crate::attr::{self, Attr, Inode, Target, file_type};
 use crate::errno::FsError;
 use crate::header_check;
+use crate::late::Late;
 use crate::meter::{FsMeter, Operation};
 use crate::state_dir::{self, LayerState};
 use crate::tree::{Body, LayerTree, NodeIndex};
@@ -106,6 +107,7 @@ pub struct LayerFs {
     /// Whether the last read failed: the first of many failures is the one that is logged as a warning.
     failing: AtomicBool,
     last_error: Mutex<Option<String>>,
+    late: Late,
 }
 
 /// The bytes of a file that a read asks for.
@@ -141,6 +143,7 @@ impl LayerFs {
             checked: (0..words).map(|_| AtomicU64::new(0)).collect(),
             failing: AtomicBool::new(false),
             last_error: Mutex::new(None),
+            late: Late::default(),
         })
     }
 
@@ -370,7 +373,8 @@ impl LayerFs {
 
     /// Reads up to `len` bytes of a file from `offset` on; fewer only at its end.
     ///
-    /// What is at hand is answered at once. A read that waits is over by the timeout of the options, whatever happens.
+    /// What is at hand is answered at once. A read that waits is over by the timeout of the options, whatever happens; much
+    /// sooner when another read waited for the same bytes in vain a moment ago.
     pub fn read(self: &Arc<Self>, inode: Inode, offset: u64, len: usize) -> ReadReply {
         let want = match self.want(inode, offset, len) {
             Ok(Ok(want)) => want,
@@ -381,7 +385,9 @@ impl LayerFs {
             return ReadReply::Ready(result.map_err(|error| self.report(inode, offset, error)));
         }
         let fs = Arc::clone(self);
-        let deadline = Instant::now() + self.options.read_timeout;
+        let (begun, bytes) = (Instant::now(), offset..offset.saturating_add(want.len as u64));
+        let time = self.late.time(inode, &bytes, begun);
+        let deadline = begun + time.within(self.options.read_timeout);
         ReadReply::Wait(Box::pin(async move {
             let read = fs.wait_read(&want, deadline);
             let result = match tokio::time::timeout_at(deadline.into(), read).await {
@@ -393,7 +399,12 @@ impl LayerFs {
                     fs.recovered();
                     Ok(chunks)
                 }
-                Err(error) => Err(fs.report(inode, offset, error)),
+                Err(error) => {
+                    if error.is_of_time() {
+                        fs.late.note(inode, bytes, begun, time, Instant::now());
+                    }
+                    Err(fs.report(inode, offset, error))
+                }
             }
         }))
     }

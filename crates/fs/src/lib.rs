@@ -19,6 +19,7 @@ mod fs;
 mod header_check;
 mod hub;
 mod init;
+mod late;
 mod meter;
 mod mount;
 mod overlay;

@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::{Behaviour, Machine, Source, TREE_OPTIONS, fs_options, tree, until, ztoc};
 use rustix::io::Errno;
@@ -255,10 +256,32 @@ fn a_read_that_gets_no_bytes_fails_when_its_time_is_over() {
     let machine = Machine::new();
     let tar = rich();
     let source = Source::new(tar.clone(), Behaviour::Stalled);
-    let options = FsOptions { read_timeout: std::time::Duration::from_millis(50), ..fs_options() };
+    let options = FsOptions { read_timeout: Duration::from_millis(50), ..fs_options() };
     let mounted = machine.mount(LayerFs::new(tree(&tar), source, options));
     assert_eq!(errno(&fs::read(mounted.at.join("page")).unwrap_err()), EIO);
     assert!(mounted.session().fs().last_error().unwrap().contains("fetching_timeout_sec"));
+}
+
+#[test]
+fn readers_of_a_page_that_does_not_come_do_not_wait_one_after_another() {
+    const TIMEOUT: Duration = Duration::from_secs(4);
+    let machine = Machine::new();
+    let tar = LayerBuilder::new().file("large", &Attr::default(), &Numbers::new(5).bytes(1 << 20)).tar();
+    let source = Source::new(tar.clone(), Behaviour::Stalled);
+    let options = FsOptions { read_timeout: TIMEOUT, header_check: HeaderCheck::Off, ..fs_options() };
+    let mounted = machine.mount(LayerFs::new(tree(&tar), Arc::clone(&source) as _, options));
+    let file = File::open(mounted.at.join("large")).unwrap();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(errno(&file.read_at(&mut [0; 10], 4096).unwrap_err()), EIO));
+        }
+    });
+    // The kernel asks ahead of the readers, and then for the page on behalf of each.
+    assert!(source.reads() > 4, "{}", source.reads());
+    assert!(begun.elapsed() < TIMEOUT * 2, "{:?}", begun.elapsed());
+    source.set(Behaviour::Remote);
+    file.read_exact_at(&mut [0; 10], 4096).unwrap();
 }
 
 #[test]

@@ -10,8 +10,10 @@ use soci_e2e::{Stage, StageOptions, images};
 use soci_testkit::image::{Dialect, Image};
 use soci_testkit::{Action, AuthMode, Fault, Matcher};
 
-/// A read whose bytes cannot be had ends after this; the configuration below says so.
-const FETCHING: u64 = 3;
+/// A read whose bytes cannot be had ends after this many seconds; the configuration below says so.
+const FETCHING: u64 = 5;
+/// The same with a margin for a busy machine, less than what a second read of the same bytes would take.
+const FAILED: Duration = Duration::from_secs(FETCHING + 4);
 
 fn stage() -> Result<(Stage, Image, Published)> {
     let mut options = StageOptions::new(AuthMode::Basic)?;
@@ -45,8 +47,7 @@ fn what_was_cached_stays_readable_when_the_registry_is_down() -> Result<()> {
         bail!("a file that was never fetched was read");
     }
     let waited = start.elapsed();
-    // A margin for a busy machine: what must not happen is that it hangs.
-    assert!(waited < Duration::from_secs(FETCHING * 5), "{waited:?}");
+    assert!(waited < FAILED, "{waited:?}");
     stage.registry.clear_faults();
     assert_eq!(
         std::fs::read(mounted.path().join("random"))?.len(),
@@ -63,7 +64,8 @@ fn a_registry_that_stalls_does_not_hang_a_reader() -> Result<()> {
     let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
     let start = Instant::now();
     assert!(std::fs::read(mounted.path().join("random")).is_err());
-    assert!(start.elapsed() < Duration::from_secs(FETCHING * 5));
+    let waited = start.elapsed();
+    assert!(waited < FAILED, "the kernel asks twice, the reader waits once: {waited:?}");
     Ok(())
 }
 

@@ -205,7 +205,10 @@ impl Reason {
             }
             Self::Disabled => "turn on [pull_modes.soci_v2] or [pull_modes.soci_v1]",
             Self::IndexMissing => "push the index to the image's registry",
-            Self::IndexDenied => "check what the Docker config of the daemon's user has for this registry",
+            Self::IndexDenied => {
+                "renew the credential in the option that the cause names, or give it one; \
+                 soci auth explain --daemon IMAGE shows what each has"
+            }
             Self::IndexUnavailable => "check that this machine reaches the registry",
             Self::IndexMalformed => "make the index again with soci convert or soci create",
             Self::IndexLocal => {

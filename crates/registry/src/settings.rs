@@ -100,7 +100,7 @@ pub enum MirrorTimeout {
 pub enum MirrorCredentials {
     /// Only those stored for the mirror's own host.
     Own,
-    /// Also those of the image's registry: the operator said so.
+    /// Also those that pulls brought for the image's registry: the operator said so.
     Forwarded,
 }
 

@@ -141,6 +141,8 @@ pub struct Mirror {
     pub insecure: bool,
     /// For a whole request, where it differs.
     pub request: Option<Limit>,
+    /// Whether logins of the registry that pulls bring are sent to it.
+    pub forward_credentials: bool,
 }
 
 /// A limit that may be lifted.
@@ -348,7 +350,12 @@ fn mirrors(raw: &raw::Resolver) -> Result<BTreeMap<String, Vec<Mirror>>, CheckEr
                 ..0 => Some(Limit::None),
                 value => Some(Limit::Within(seconds(value, 1))),
             };
-            mirrors.push(Mirror { host: mirror.host.clone(), insecure: mirror.insecure, request });
+            mirrors.push(Mirror {
+                host: mirror.host.clone(),
+                insecure: mirror.insecure,
+                request,
+                forward_credentials: mirror.forward_credentials,
+            });
         }
         hosts.insert(host.clone(), mirrors);
     }

@@ -280,6 +280,8 @@ tables! {
         "insecure" insecure: bool = false, Used;
         /// Seconds for a request; 0 as `[http]` has it, negative without limit.
         "request_timeout_sec" request_timeout_sec: i64 = 0, Used;
+        /// Whether the logins of the registry that pulls bring (`[cri_keychain]`) are sent to it too. Docker config and secrets are looked up by the mirror's own name, whatever this says.
+        "forward_credentials" forward_credentials: bool = false, Used;
     }
 
     /// `[snapshotter]`

@@ -81,6 +81,7 @@ request_timeout_sec = -1
 [[resolver.host."docker.io".mirrors]]
 host = "other"
 insecure = true
+forward_credentials = true
 [snapshotter]
 min_layer_size = 10
 "#;
@@ -96,7 +97,8 @@ min_layer_size = 10
     assert!(kubernetes.legacy_dockercfg);
     assert_eq!(config.min_layer_size, 10);
     let mirrors = &config.mirrors["docker.io"];
-    assert_eq!(mirrors[0].request, Some(Limit::None));
+    assert_eq!((mirrors[0].request, mirrors[0].forward_credentials), (Some(Limit::None), false));
+    assert!(mirrors[1].forward_credentials);
     assert_eq!((mirrors[1].host.as_str(), mirrors[1].insecure, mirrors[1].request), ("other", true, None));
 }
 

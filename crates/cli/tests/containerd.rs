@@ -50,10 +50,16 @@ impl World {
         registry.put_blob("app", image.config.clone());
         registry.put_manifest("app", "1", &image.media_type, image.manifest.clone());
         let reference = registry.image("app:1");
-        let user = format!("{USER}:{PASSWORD}");
-        let fetch = ["content", "fetch", "--hosts-dir", hosts.to_str().unwrap(), "--user", &user, &reference];
-        containerd.run(NAMESPACE, &fetch).unwrap();
-        Self { root, registry, containerd, image, reference, _runtime: runtime }
+        let world = Self { root, registry, containerd, image, reference, _runtime: runtime };
+        world.fetch(&world.reference, &[]);
+        world
+    }
+
+    /// Has containerd fetch an image from the registry, without unpacking it.
+    fn fetch(&self, reference: &str, flags: &[&str]) {
+        let (hosts, user) = (self.path("certs.d"), format!("{USER}:{PASSWORD}"));
+        let fetch = ["content", "fetch", "--hosts-dir", &hosts, "--user", &user];
+        self.containerd.run(NAMESPACE, &[&fetch, flags, &[reference]].concat()).unwrap();
     }
 
     fn path(&self, name: &str) -> String {
@@ -200,6 +206,75 @@ fn an_image_is_indexed_listed_converted_and_kept() {
 
 fn host() -> String {
     soci_oci::Platform::host().to_string()
+}
+
+/// Puts an image for amd64 and arm64 into the registry and has containerd fetch both.
+fn two_platforms(world: &World) -> String {
+    let mut entries = Vec::new();
+    for (architecture, seed) in [("amd64", 1), ("arm64", 2)] {
+        let content = Numbers::new(seed).bytes(200_000);
+        let layer = LayerBuilder::new().file("bin/sh", &Attr::default(), &content).gzip();
+        let image = Image::new(vec![layer], Dialect::Oci, &["/bin/true"]);
+        world.registry.put_blob("two", image.layers[0].blob.clone());
+        world.registry.put_blob("two", image.config.clone());
+        world.registry.put_manifest("two", &image.digest, &image.media_type, image.manifest.clone());
+        entries.push(json!({
+            "mediaType": image.media_type,
+            "digest": image.digest,
+            "size": image.manifest.len(),
+            "platform": {"os": "linux", "architecture": architecture},
+        }));
+    }
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let index = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": entries});
+    world.registry.put_manifest("two", "1", media_type, index.to_string());
+    let reference = world.registry.image("two:1");
+    world.fetch(&reference, &["--all-platforms"]);
+    reference
+}
+
+#[test]
+fn an_index_outlives_one_that_another_run_makes_for_another_platform() {
+    let world = World::new();
+    let image = two_platforms(&world);
+    let create = |platform: &str, span_size: &str| {
+        world.stdout(&["create", "--min-layer-size=0", "--span-size", span_size, "-p", platform, &image]);
+        let listed = world.stdout(&["index", "list", "-q", "--ref", &image, "-p", platform]);
+        listed.lines().next().unwrap().to_owned()
+    };
+    let kept = || {
+        // Removing any image makes containerd collect.
+        let scratch = world.registry.image("two:scratch");
+        world.containerd.run(NAMESPACE, &["images", "tag", &image, &scratch]).unwrap();
+        world.containerd.run(NAMESPACE, &["images", "rm", "--sync", &scratch]).unwrap();
+        let listed = world.stdout(&["index", "list", "-q", "--ref", &image]);
+        let mut kept: Vec<String> = listed.lines().map(str::to_owned).collect();
+        kept.sort();
+        kept
+    };
+    let sorted = |one: &String, other: &String| {
+        let mut both = vec![one.clone(), other.clone()];
+        both.sort();
+        both
+    };
+    let amd64 = create("linux/amd64", "65536");
+    let arm64 = create("linux/arm64", "65536");
+    assert_eq!(kept(), sorted(&amd64, &arm64));
+    // The reference's label names what was made last, as there.
+    let labels = world.containerd.run(NAMESPACE, &["images", "ls", &format!("name=={image}")]).unwrap();
+    assert!(labels.contains(&format!("containerd.io/gc.ref.content.soci-index={arm64}")), "{labels}");
+    // A newer one of the same platform takes the place of the older.
+    let newer = create("linux/arm64", "131072");
+    assert_eq!(kept(), sorted(&amd64, &newer));
+
+    // As the Go tool leaves it: one label, and a second platform displaces the first from it.
+    for platform in ["linux-amd64", "linux-arm64"] {
+        let label = format!("containerd.io/gc.ref.content.soci-index.{platform}=");
+        world.containerd.run(NAMESPACE, &["images", "label", &image, &label]).unwrap();
+    }
+    assert_eq!(kept(), std::slice::from_ref(&newer));
+    let amd64 = create("linux/amd64", "65536");
+    assert_eq!(kept(), sorted(&amd64, &newer));
 }
 
 #[test]

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use soci_index::{Platforms, Stores};
-use soci_oci::{Platform, labels};
+use soci_index::{Image, Platforms, SociIndex, Stores};
+use soci_oci::manifest::MAX_MANIFEST_SIZE;
+use soci_oci::{Digest, Platform, labels};
 use soci_store::ContentStore;
 
 use crate::app::{App, StoreKind};
 use crate::cli::Create;
 
-/// The label by which the image record keeps its index.
+/// The label by which the image record keeps its index. The Go tool knows this one alone.
 const LABEL: &str = "soci-index";
 
 pub(crate) async fn run(app: &App, args: Create) -> anyhow::Result<()> {
@@ -26,31 +27,64 @@ pub(crate) async fn run(app: &App, args: Create) -> anyhow::Result<()> {
         StoreKind::Soci => Arc::new(app.soci_store()?),
     };
     let stores = Stores { image: leased.content(), artifacts };
-    let several = selected.len() > 1;
+    if kind == StoreKind::Containerd
+        && let Some(label) = displaced(&image, &loaded, &*stores.artifacts).await
+    {
+        leased.images().label(&image.name, &[label]).await?;
+    }
     for (platform, entry) in selected {
         let digest = entry.descriptor.digest;
-        let bytes = stores.image.read(&digest, soci_oci::manifest::MAX_MANIFEST_SIZE).await?;
+        let bytes = stores.image.read(&digest, MAX_MANIFEST_SIZE).await?;
         let bytes = bytes.with_context(|| format!("image manifest for {platform}: {digest}: not found"))?;
         let manifest = soci_oci::Manifest::decode(&bytes)
             .with_context(|| format!("image manifest for {platform}: {digest}"))?;
         let index =
             soci_index::build(&manifest, Some(&entry.descriptor), &stores, &options, &*app.output).await?;
         if kind == StoreKind::Containerd {
-            let labels = image_labels(&platform, several, &index.digest.to_string());
+            let mut labels = vec![(common_label(), index.digest.to_string())];
+            if loaded.index.is_some() {
+                labels.push((own_label(&entry.platform), index.digest.to_string()));
+            }
             leased.images().label(&image.name, &labels).await?;
         }
     }
     Ok(())
 }
 
-/// Returns the labels that keep an index as long as the image. One of several platforms has one of its own, so that none
-/// displaces another's.
-fn image_labels(platform: &Platform, several: bool, digest: &str) -> Vec<(String, String)> {
-    let prefix = labels::GC_REF_CONTENT;
-    let mut all = vec![(format!("{prefix}.{LABEL}"), digest.to_owned())];
-    if several {
-        let platform = platform.to_string().replace('/', "-");
-        all.push((format!("{prefix}.{LABEL}.{platform}"), digest.to_owned()));
+/// Returns the label that names the index made last, as the Go tool sets it.
+fn common_label() -> String {
+    format!("{}.{LABEL}", labels::GC_REF_CONTENT)
+}
+
+/// Returns the label that one platform of an image of several has beside it. The next platform's index displaces the one
+/// before it from the common label, in this run or in a later one; from here only a newer one of the same platform does.
+fn own_label(platform: &Platform) -> String {
+    let mut label = format!("{}.{}", common_label(), platform.to_string().replace('/', "-"));
+    // Images for Windows have the same platform in several versions.
+    if let Some(version) = &platform.os_version {
+        label.push('-');
+        label.push_str(version);
     }
-    all
+    label
+}
+
+/// Returns what keeps the index that only the common label keeps: one by a tool that knows no other label, and of a
+/// platform that need not be the one whose index displaces it.
+async fn displaced(
+    image: &soci_store::Image,
+    loaded: &Image,
+    store: &dyn ContentStore,
+) -> Option<(String, String)> {
+    loaded.index.as_ref()?;
+    let common = common_label();
+    let digest: Digest = image.labels.get(&common)?.parse().ok()?;
+    let text = digest.to_string();
+    if image.labels.iter().any(|(label, value)| *label != common && *value == text) {
+        return None;
+    }
+    // What is gone or damaged need not be kept.
+    let bytes = store.read(&digest, MAX_MANIFEST_SIZE).await.ok().flatten()?;
+    let subject = SociIndex::decode(&digest, bytes).ok()?.manifest.subject?;
+    let entry = loaded.entries.iter().find(|entry| entry.descriptor.digest == subject.digest)?;
+    Some((own_label(&entry.platform), text))
 }

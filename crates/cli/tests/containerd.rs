@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use soci_testkit::containerd::{Containerd, Options, Programs, trust};
 use soci_testkit::image::{Dialect, Image};
 use soci_testkit::layer_gen::{Attr, LayerBuilder, Numbers};
-use soci_testkit::{AuthMode, TestRegistry};
+use soci_testkit::{Action, AuthMode, Fault, Matcher, Seen, TestRegistry};
 
 const NAMESPACE: &str = "cli";
 const USER: &str = "robot$ci";
@@ -395,4 +395,43 @@ fn t119_t120_t121_t123_an_index_is_pushed_with_the_credentials_that_are_meant() 
         world.run(&["push", "--hosts-dir", &hosts, "-u", &user, "--existing-index=allow", &world.reference]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(world.indexes_in_registry().contains(&fifth));
+}
+
+#[test]
+fn t124_what_another_repository_has_is_mounted_and_where_that_is_denied_uploaded() {
+    let world = World::new();
+    let flags = ["--tlscacert", &world.path("ca.pem"), "--user", &format!("{USER}:{PASSWORD}")];
+    let layers: Vec<&str> = world.image.layers.iter().map(|layer| layer.digest.as_str()).collect();
+    // The image under another name: its layers came from `app`, which containerd has noted.
+    let push_as = |repository: &str| {
+        let copy = world.registry.image(&format!("{repository}:1"));
+        world.containerd.run(NAMESPACE, &["images", "tag", &world.reference, &copy]).unwrap();
+        world.stdout(&["create", "--min-layer-size=0", &copy]);
+        world.registry.clear_log();
+        let output = world.run(&[&["push"], &flags[..], &[&copy]].concat());
+        assert!(output.status.success(), "{}", text(&output));
+        for layer in &layers {
+            assert!(world.registry.blob(repository, layer).is_some(), "{layer}: {}", text(&output));
+        }
+        world.registry.log()
+    };
+    let asked = |log: &[Seen], layer: &str, status: u16| {
+        let (mount, from) = (format!("mount={}", layer.replace(':', "%3A")), "from=app");
+        let is = |seen: &&Seen| seen.request.query.contains(&mount) && seen.request.query.contains(from);
+        log.iter().filter(is).filter(|seen| seen.status == status).count()
+    };
+    let uploads = |log: &[Seen]| {
+        let digest = |layer: &&str| format!("digest={}", layer.replace(':', "%3A"));
+        let ended = |layer: &&&str| log.iter().any(|seen| seen.request.query.contains(&digest(layer)));
+        layers.iter().filter(ended).count()
+    };
+    let log = push_as("copy");
+    assert!(layers.iter().all(|layer| asked(&log, layer, 201) == 1), "{log:?}");
+    assert_eq!(uploads(&log), 0, "no byte of a layer is sent");
+
+    let mounts = Matcher::new(|request| request.query.contains("mount="));
+    world.registry.fault(Fault::new(mounts, Action::status(403)));
+    let log = push_as("denied");
+    assert!(layers.iter().all(|layer| asked(&log, layer, 403) >= 1), "{log:?}");
+    assert_eq!(uploads(&log), layers.len());
 }

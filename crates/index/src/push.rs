@@ -171,11 +171,12 @@ impl Pusher<'_> {
 
     async fn blob(&self, blob: Descriptor, store: &dyn ContentStore) -> Result<(), PushError> {
         let digest = blob.digest;
-        let found = store.source(&digest).await;
-        let found = found.map_err(|source| PushError::Store { digest, source: Box::new(source) })?;
-        let (source, _) = found.ok_or(PushError::Absent { digest })?;
+        let failed = |source| PushError::Store { digest, source: Box::new(source) };
+        let (source, _) =
+            store.source(&digest).await.map_err(failed)?.ok_or(PushError::Absent { digest })?;
+        let labels = store.info(&digest).await.map_err(failed)?.map(|info| info.labels).unwrap_or_default();
         self.say("pushing artifact with digest", &digest);
-        let uploaded = self.remote.push_blob(&blob, source, self.context).await;
+        let uploaded = self.remote.push_blob(&blob, source, &labels, self.context).await;
         match uploaded.map_err(|source| PushError::Upload { digest, source })? {
             true => self.say("successfully pushed artifact with digest", &digest),
             false => self.say("skipped artifact with digest", &digest),

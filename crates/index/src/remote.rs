@@ -1,12 +1,17 @@
 //! What this crate asks of a registry's repository, to read from it and to write to it.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use soci_oci::{BlobSource, Descriptor, Digest, FetchContext, FetchError};
+use soci_oci::{BlobSource, Descriptor, Digest, FetchContext, FetchError, ImageRef};
 use soci_registry::{Pushed, Repository};
+
+/// Before a registry's host, the label by which containerd keeps of which repositories there some content came, separated
+/// by commas.
+const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source";
 
 /// A repository to read from. What it returns was verified against the digest asked for.
 #[async_trait]
@@ -49,7 +54,8 @@ pub trait PushRemote: Remote {
     /// When the registry cannot be asked.
     async fn has_manifest(&self, digest: &Digest, context: &FetchContext) -> Result<bool, FetchError>;
 
-    /// Uploads a blob unless it is there; returns whether it was uploaded.
+    /// Makes the repository have a blob; returns whether it did not have it before. `labels` are those of the content
+    /// here: where they name another repository of the same registry, the blob is taken from that instead of sent.
     ///
     /// # Errors
     /// When it cannot be.
@@ -57,6 +63,7 @@ pub trait PushRemote: Remote {
         &self,
         descriptor: &Descriptor,
         source: Arc<dyn BlobSource>,
+        labels: &BTreeMap<String, String>,
         context: &FetchContext,
     ) -> Result<bool, FetchError>;
 
@@ -109,9 +116,11 @@ impl PushRemote for Repository {
         &self,
         descriptor: &Descriptor,
         source: Arc<dyn BlobSource>,
+        labels: &BTreeMap<String, String>,
         context: &FetchContext,
     ) -> Result<bool, FetchError> {
-        Ok(self.push_blob(descriptor, &*source, None, context).await? != Pushed::Existed)
+        let from = mount_source(self.image(), labels);
+        Ok(self.push_blob(descriptor, &*source, from, context).await? != Pushed::Existed)
     }
 
     async fn push_manifest(
@@ -122,5 +131,50 @@ impl PushRemote for Repository {
         context: &FetchContext,
     ) -> Result<(), FetchError> {
         self.push_manifest(object, media_type, bytes, context).await.map(|_| ())
+    }
+}
+
+/// Returns the repository of the image's registry from which content with `labels` can be taken: of several the one that
+/// has most leading parts in common with the image's, the last of equals, as containerd chooses.
+fn mount_source<'a>(image: &ImageRef, labels: &'a BTreeMap<String, String>) -> Option<&'a str> {
+    // containerd writes the host without port and without the brackets of an IPv6 address.
+    let host = image.registry().host().trim_matches(['[', ']']);
+    let names = labels.get(&format!("{DISTRIBUTION_SOURCE}.{host}"))?;
+    let shared = |name: &&str| {
+        let pairs = name.split('/').zip(image.repository().split('/'));
+        pairs.take_while(|(one, other)| one == other).count()
+    };
+    let is_repository = |name: &&str| {
+        let full = format!("{}/{name}", image.registry());
+        full.parse::<ImageRef>().is_ok_and(|parsed| parsed.name() == full)
+    };
+    let others = names.split(',').filter(|name| *name != image.repository());
+    others.filter(is_repository).max_by_key(shared)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_is_taken_from_the_nearest_repository_of_the_same_registry() {
+        let source = |image: &str, label: &str, value: &str| {
+            let labels = [(format!("{DISTRIBUTION_SOURCE}.{label}"), value.to_owned())].into();
+            mount_source(&image.parse().unwrap(), &labels).map(str::to_owned)
+        };
+        for (image, label, value, expected) in [
+            ("reg.example/team/app:1", "reg.example", "base/app", Some("base/app")),
+            ("reg.example:5000/team/app:1", "reg.example", "base/app", Some("base/app")),
+            ("[::1]:5000/team/app:1", "::1", "base/app", Some("base/app")),
+            ("alpine:3", "docker.io", "library/debian", Some("library/debian")),
+            ("reg.example/team/app:1", "other.example", "base/app", None),
+            ("reg.example/team/app:1", "reg.example", "team/app", None),
+            ("reg.example/team/app:1", "reg.example", "x/app,team/base,team/app,y/app", Some("team/base")),
+            ("reg.example/team/app:1", "reg.example", "x/app,y/app", Some("y/app")),
+            ("reg.example/team/app:1", "reg.example", "", None),
+            ("reg.example/team/app:1", "reg.example", "UPPER,a:b,a@c,/,ok", Some("ok")),
+        ] {
+            assert_eq!(source(image, label, value).as_deref(), expected, "{image} {label}={value}");
+        }
     }
 }

@@ -84,6 +84,7 @@ impl PushRemote for MemoryRemote {
         &self,
         descriptor: &Descriptor,
         source: Arc<dyn BlobSource>,
+        _: &BTreeMap<String, String>,
         context: &FetchContext,
     ) -> Result<bool, FetchError> {
         if self.has_manifest(&descriptor.digest, context).await? {

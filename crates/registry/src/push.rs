@@ -93,8 +93,8 @@ impl Repository {
             let mut upload = match self.start(descriptor, mount, ctx).await {
                 Ok(Started::Mounted) => return Ok(Pushed::Mounted),
                 Ok(Started::Upload(upload)) => upload,
-                // No right to read the other repository: that is no reason not to write this one.
-                Err(error) if mount.is_some() && error.kind() == FetchErrorKind::Denied => {
+                // No right to read the other repository, or none of that name: no reason not to write this one.
+                Err(error) if mount.is_some() && refuses(error.kind()) => {
                     mount = None;
                     tracing::debug!(%error, "a blob cannot be mounted, it is uploaded");
                     match self.start(descriptor, None, ctx).await? {
@@ -428,6 +428,11 @@ async fn gather(
     hashed.hasher.update(fresh);
     hashed.to = hashed.to.max(end);
     Ok(bytes.freeze())
+}
+
+/// Whether a registry that answers so does not do what it was asked for, as against: cannot be asked.
+fn refuses(kind: FetchErrorKind) -> bool {
+    matches!(kind, FetchErrorKind::Denied | FetchErrorKind::NotFound | FetchErrorKind::Protocol)
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -180,11 +180,19 @@ async fn t124_a_denied_mount_source_is_uploaded_instead() {
     let content = pattern(1_000);
     case.registry.put_blob("secret/image", content.clone());
     let denied = r#"{"errors":[{"code":"DENIED","message":"no access to the source"}]}"#;
-    let mounts = Matcher::new(|request| request.query.contains("mount="));
+    let mounts = || Matcher::new(|request| request.query.contains("mount="));
     let action = Action::Status { status: 403, headers: vec![], body: denied.into() };
-    case.registry.fault(Fault::new(mounts, action));
+    case.registry.fault(Fault::new(mounts(), action));
     assert_eq!(case.push(&content, Some("secret/image")).await.unwrap(), Pushed::Uploaded);
     assert!(case.holds(&content));
+    // Or a name that the registry does not know, or does not like.
+    for status in [400, 404, 405] {
+        case.registry.clear_faults();
+        case.registry.fault(Fault::new(mounts(), Action::status(status)));
+        let content = pattern(1_000 + usize::from(status));
+        assert_eq!(case.push(&content, Some("gone/image")).await.unwrap(), Pushed::Uploaded, "{status}");
+        assert!(case.holds(&content));
+    }
 }
 
 #[tokio::test]

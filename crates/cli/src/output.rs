@@ -1,6 +1,6 @@
 //! Everything that is printed, and only here: results to standard output, all else to standard error.
 //!
-//! Bars are shown while layers are read, if standard error is a terminal; results then appear above them.
+//! Bars are shown while layers are read, blobs sent and layouts written, if standard error is a terminal; results then appear above them.
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 use serde::Serialize;
-use soci_index::Observer;
+use soci_index::{Observer, Work};
 use soci_oci::{Descriptor, Digest, go_json};
 
 use crate::duration;
@@ -98,29 +98,36 @@ impl Observer for Output {
         Output::warn(self, text);
     }
 
-    fn begins(&self, layer: &Descriptor) {
+    fn begins(&self, work: Work, blob: &Descriptor) {
         let Some(bars) = &self.bars else { return };
         let style = ProgressStyle::with_template(
             "{prefix} {wide_bar} {bytes:>10} of {total_bytes:<10} {bytes_per_sec:>12} {eta:>4}",
         );
-        let bar = bars.add(ProgressBar::new(layer.size));
+        let bar = bars.add(ProgressBar::new(blob.size));
         if let Ok(style) = style {
             bar.set_style(style);
         }
-        bar.set_prefix(format!("layer {}", layer.digest.short()));
-        self.running.lock().insert(layer.digest, bar);
+        let what = match work {
+            Work::Index => "layer",
+            Work::Upload => "upload",
+            Work::Write => "write",
+        };
+        bar.set_prefix(format!("{what} {}", blob.digest.short()));
+        // Drawn at once: the first bytes of an upload may take their time.
+        bar.tick();
+        self.running.lock().insert(blob.digest, bar);
     }
 
-    fn advances(&self, layer: &Digest, bytes: u64) {
+    fn advances(&self, blob: &Digest, bytes: u64) {
         if self.bars.is_some()
-            && let Some(bar) = self.running.lock().get(layer)
+            && let Some(bar) = self.running.lock().get(blob)
         {
             bar.inc(bytes);
         }
     }
 
-    fn ends(&self, layer: &Digest) {
-        if let Some(bar) = self.running.lock().remove(layer) {
+    fn ends(&self, blob: &Digest) {
+        if let Some(bar) = self.running.lock().remove(blob) {
             bar.finish_and_clear();
         }
     }

@@ -1,6 +1,7 @@
 //! The program on layouts on disk and on the soci store: neither containerd nor root is needed.
 #![allow(clippy::unwrap_used, reason = "in a test, what cannot be unwrapped is a failure")]
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -82,6 +83,43 @@ fn layouts_are_converted_as_the_reference_does() {
                 assert_eq!(bytes, text.as_bytes());
             }
         }
+    }
+}
+
+/// Runs the program with a terminal as its standard error; returns what appeared there.
+fn on_a_terminal(arguments: &[&str]) -> String {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
+    let theirs = std::fs::File::options().read(true).write(true).open(name).unwrap();
+    let mut command = soci(arguments);
+    command.env("TERM", "xterm").env_remove("NO_COLOR").stdout(Stdio::null()).stderr(theirs);
+    let mut child = command.spawn().unwrap();
+    // The command holds the other end of the terminal too; without it reading ends with the child.
+    drop(command);
+    let mut shown = Vec::new();
+    // The end of a terminal is an error, EIO.
+    let _ = std::fs::File::from(ours).read_to_end(&mut shown);
+    assert!(child.wait().unwrap().success(), "{}", String::from_utf8_lossy(&shown));
+    String::from_utf8(shown).unwrap()
+}
+
+#[test]
+fn a_terminal_shows_bars_and_nothing_else_does() {
+    let root = tempfile::tempdir().unwrap();
+    let (input, _) = layout("convert/oci-plain", root.path());
+    for format in ["oci-archive", "oci-dir"] {
+        let output = root.path().join(format);
+        let (input, output) = (input.to_str().unwrap(), output.to_str().unwrap());
+        let arguments = ["convert", "--standalone", "--min-layer-size=0", "--format", format, input, output];
+        let shown = on_a_terminal(&arguments);
+        for bar in ["layer ", "write "] {
+            assert!(shown.contains(bar), "{format}: {shown:?}");
+        }
+        let plain = run(&arguments);
+        assert_eq!(String::from_utf8_lossy(&plain.stderr), "", "{format}");
     }
 }
 

@@ -62,12 +62,23 @@ pub trait Observer: Send + Sync {
     fn line(&self, text: &str);
     /// Something that did not work out, but does not fail the build.
     fn warn(&self, text: &str);
-    /// A layer is being read.
-    fn begins(&self, _layer: &Descriptor) {}
-    /// So many more bytes of a layer were read.
-    fn advances(&self, _layer: &Digest, _bytes: u64) {}
-    /// A layer is done, well or not.
-    fn ends(&self, _layer: &Digest) {}
+    /// Work that takes its time begins; `blob` names it and has as many bytes as there are to do.
+    fn begins(&self, _work: Work, _blob: &Descriptor) {}
+    /// So many more bytes are done.
+    fn advances(&self, _blob: &Digest, _bytes: u64) {}
+    /// The work on a blob is done, well or not.
+    fn ends(&self, _blob: &Digest) {}
+}
+
+/// What an [`Observer`] can watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// A layer is read and indexed.
+    Index,
+    /// A blob is sent to a registry.
+    Upload,
+    /// An image layout is written.
+    Write,
 }
 
 /// Where a build reads and writes.

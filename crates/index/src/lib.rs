@@ -24,7 +24,7 @@ pub mod tree;
 #[cfg(test)]
 mod testing;
 
-pub use build::{BuildError, BuildOptions, Observer, Stores, build};
+pub use build::{BuildError, BuildOptions, Observer, Stores, Work, build};
 pub use convert::{ConvertError, Converted, convert};
 pub use discover::{DiscoverError, DiscoverRequest, Discovered, Source, discover};
 pub use image::{Image, ImageError, Platforms};

@@ -3,15 +3,19 @@
 //! Blobs go first, the index last: a registry refuses a manifest whose parts it lacks, and a reader never finds an index
 //! whose zTOCs are not there.
 
+use std::fmt;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, TryStreamExt as _};
-use soci_oci::{Descriptor, Digest, FetchContext, FetchError, media_type};
+use soci_oci::{BlobSource, BlobStream, Descriptor, Digest, FetchContext, FetchError, media_type};
 use soci_store::{ContentStore, StoreError};
 
-use crate::build::{Observer, Stores};
+use crate::build::{Observer, Stores, Work};
 use crate::image::{self, ImageError};
 use crate::manifest::SociIndex;
 use crate::remote::PushRemote;
@@ -176,7 +180,13 @@ impl Pusher<'_> {
             store.source(&digest).await.map_err(failed)?.ok_or(PushError::Absent { digest })?;
         let labels = store.info(&digest).await.map_err(failed)?.map(|info| info.labels).unwrap_or_default();
         self.say("pushing artifact with digest", &digest);
-        let uploaded = self.remote.push_blob(&blob, source, &labels, self.context).await;
+        let watched =
+            Watched { blob: &blob, source: &*source, observer: self.observer, sent: AtomicU64::new(0) };
+        if !self.options.quiet {
+            self.observer.begins(Work::Upload, &blob);
+        }
+        let uploaded = self.remote.push_blob(&blob, &watched, &labels, self.context).await;
+        self.observer.ends(&digest);
         match uploaded.map_err(|source| PushError::Upload { digest, source })? {
             true => self.say("successfully pushed artifact with digest", &digest),
             false => self.say("skipped artifact with digest", &digest),
@@ -206,6 +216,30 @@ impl Pusher<'_> {
         let parts = std::iter::once(manifest.config).chain(manifest.layers);
         self.blobs(parts.collect(), store).await?;
         self.manifest(&digest, &subject.media_type, bytes).await
+    }
+}
+
+/// The content of a blob that is being sent: who reads on from a position has sent what is before.
+struct Watched<'a> {
+    blob: &'a Descriptor,
+    source: &'a dyn BlobSource,
+    observer: &'a dyn Observer,
+    /// What the observer was told. An upload that is begun anew reads again from the start.
+    sent: AtomicU64,
+}
+
+impl fmt::Debug for Watched<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("source", &self.source).field("sent", &self.sent).finish()
+    }
+}
+
+#[async_trait]
+impl BlobSource for Watched<'_> {
+    async fn open(&self, range: Range<u64>, context: &FetchContext) -> Result<BlobStream, FetchError> {
+        let before = self.sent.fetch_max(range.start, Ordering::Relaxed);
+        self.observer.advances(&self.blob.digest, range.start.saturating_sub(before));
+        self.source.open(range, context).await
     }
 }
 

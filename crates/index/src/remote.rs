@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -62,7 +61,7 @@ pub trait PushRemote: Remote {
     async fn push_blob(
         &self,
         descriptor: &Descriptor,
-        source: Arc<dyn BlobSource>,
+        source: &dyn BlobSource,
         labels: &BTreeMap<String, String>,
         context: &FetchContext,
     ) -> Result<bool, FetchError>;
@@ -115,12 +114,12 @@ impl PushRemote for Repository {
     async fn push_blob(
         &self,
         descriptor: &Descriptor,
-        source: Arc<dyn BlobSource>,
+        source: &dyn BlobSource,
         labels: &BTreeMap<String, String>,
         context: &FetchContext,
     ) -> Result<bool, FetchError> {
         let from = mount_source(self.image(), labels);
-        Ok(self.push_blob(descriptor, &*source, from, context).await? != Pushed::Existed)
+        Ok(self.push_blob(descriptor, source, from, context).await? != Pushed::Existed)
     }
 
     async fn push_manifest(

@@ -128,8 +128,8 @@ pub async fn convert_layout(
     let stores = Stores { image: Arc::clone(&shared), artifacts: shared };
     let converted = convert(&root, platforms, &stores, options, observer).await?;
     match format {
-        Format::OciArchive => output::archive(&store, &converted.target, output).await?,
-        Format::OciDir => output::directory(&store, &converted.target, output).await?,
+        Format::OciArchive => output::archive(&store, &converted.target, output, observer).await?,
+        Format::OciDir => output::directory(&store, &converted.target, output, observer).await?,
     }
     Ok(converted)
 }

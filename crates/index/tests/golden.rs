@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
-use soci_index::build::{BuildOptions, Observer, Stores};
+use soci_index::build::{BuildOptions, Observer, Stores, Work};
 use soci_index::image::{Image, Platforms};
 use soci_index::standalone::{Format, convert_layout};
 use soci_oci::{Descriptor, Digest};
 use soci_store::{ContentStore, LocalStore};
 
+/// Lines, warnings, and of each layout that was written: its size in bytes, what of it was reported, whether it ended.
 #[derive(Default)]
-struct Lines(Mutex<(Vec<String>, Vec<String>)>);
+struct Lines(Mutex<(Vec<String>, Vec<String>)>, Mutex<Vec<(Digest, u64, u64, bool)>>);
 
 impl Observer for Lines {
     fn line(&self, text: &str) {
@@ -21,6 +22,21 @@ impl Observer for Lines {
     }
     fn warn(&self, text: &str) {
         self.0.lock().unwrap().1.push(text.to_owned());
+    }
+    fn begins(&self, work: Work, blob: &Descriptor) {
+        if work == Work::Write {
+            self.1.lock().unwrap().push((blob.digest, blob.size, 0, false));
+        }
+    }
+    fn advances(&self, blob: &Digest, bytes: u64) {
+        for (digest, _, written, ended) in self.1.lock().unwrap().iter_mut() {
+            *written += if digest == blob && !*ended { bytes } else { 0 };
+        }
+    }
+    fn ends(&self, blob: &Digest) {
+        for (digest, _, _, ended) in self.1.lock().unwrap().iter_mut() {
+            *ended |= digest == blob;
+        }
     }
 }
 
@@ -141,6 +157,14 @@ async fn converted_layouts_equal_the_references() {
         let again = run(output.clone(), output.clone(), Format::OciDir).await;
         assert_eq!(again.target, converted.target);
         assert_same_blobs(&blobs(&output), &expected);
+
+        // Each was shown while it was written: an archive whole, of a directory what is copied.
+        let shown = lines.1.into_inner().unwrap();
+        assert_eq!(shown.len(), 4);
+        assert!(shown.iter().all(|(_, size, written, ended)| written == size && *ended), "{shown:?}");
+        let all: u64 = blobs(&output).values().map(|bytes| bytes.len() as u64).sum();
+        assert_eq!((shown[1].1, shown[2].1), (all, all));
+        assert!(0 < shown[0].1 && shown[0].1 < all);
 
         // Nothing is left beside the outputs.
         let mut left: Vec<_> =

@@ -9,7 +9,7 @@ use soci_store::{ContentInfo, StoreError};
 use soci_ztoc::{BuiltZtoc, Compression, DecodeLimits, Ztoc, ZtocBuilder};
 
 use super::select::{Selection, select, skipped};
-use super::{BuildOptions, Observer, Stores};
+use super::{BuildOptions, Observer, Stores, Work};
 
 /// Pieces of a layer that are read ahead of the builder.
 const QUEUE: usize = 4;
@@ -112,7 +112,7 @@ pub(super) async fn layer(
         Selection::Skip(line) => return Ok(Outcome::Skipped(line)),
         Selection::Ignore => return Ok(Outcome::Ignored),
     };
-    observer.begins(layer);
+    observer.begins(Work::Index, layer);
     let made = make(layer, compression, stores, options, observer).await;
     observer.ends(&layer.digest);
     match made {

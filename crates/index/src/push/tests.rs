@@ -9,6 +9,31 @@ use crate::testing::{MemoryRemote, context};
 #[derive(Default)]
 struct Lines(Mutex<Vec<String>>);
 
+/// What is shown on a terminal: each piece of work that is begun, and how far it came until it ended.
+#[derive(Default)]
+struct Bars {
+    running: Mutex<Vec<(Work, Descriptor, u64)>>,
+    ended: Mutex<Vec<(Work, Descriptor, u64)>>,
+}
+
+impl Observer for Bars {
+    fn line(&self, _: &str) {}
+    fn warn(&self, _: &str) {}
+    fn begins(&self, work: Work, blob: &Descriptor) {
+        self.running.lock().unwrap().push((work, blob.clone(), 0));
+    }
+    fn advances(&self, blob: &Digest, bytes: u64) {
+        for (_, running, done) in self.running.lock().unwrap().iter_mut() {
+            *done += if running.digest == *blob { bytes } else { 0 };
+        }
+    }
+    fn ends(&self, blob: &Digest) {
+        let mut running = self.running.lock().unwrap();
+        let ended = running.extract_if(.., |(_, running, _)| running.digest == *blob);
+        self.ended.lock().unwrap().extend(ended);
+    }
+}
+
 impl Observer for Lines {
     fn line(&self, text: &str) {
         self.0.lock().unwrap().push(text.to_owned());
@@ -98,6 +123,35 @@ async fn an_image_the_registry_lacks_is_pushed_from_here() {
     let fixture = fixture().await;
     fixture.push(OPTIONS).await.0.unwrap();
     assert!(fixture.has(&fixture.image) && fixture.has(b"layer") && fixture.has(b"config"));
+}
+
+#[tokio::test]
+async fn each_upload_is_shown_from_its_first_byte_to_its_end() {
+    for quiet in [false, true] {
+        let fixture = fixture().await;
+        let bars = Bars::default();
+        let options = PushOptions { quiet, ..OPTIONS };
+        push(&fixture.index, &fixture.stores, &fixture.remote, &options, &context(), &bars).await.unwrap();
+        assert!(bars.running.into_inner().unwrap().is_empty());
+        let mut ended = bars.ended.into_inner().unwrap();
+        ended.sort_by_key(|(_, blob, _)| blob.size);
+        let shown: Vec<(Work, u64, u64)> =
+            ended.iter().map(|(work, blob, sent)| (*work, blob.size, *sent)).collect();
+        // Of an upload in pieces, what is before the piece that is being sent is done.
+        let uploads = [(2, 0), (4, 2), (5, 4), (6, 4)].map(|(size, sent)| (Work::Upload, size, sent));
+        assert_eq!(shown, if quiet { &[][..] } else { &uploads[..] }, "quiet: {quiet}");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_fails_is_shown_no_longer() {
+    let fixture = fixture().await;
+    let bars = Bars::default();
+    let ztoc = fixture.index.manifest.layers[0].digest;
+    fixture.remote.break_(ztoc);
+    let pushed = push(&fixture.index, &fixture.stores, &fixture.remote, &OPTIONS, &context(), &bars).await;
+    assert!(matches!(pushed, Err(PushError::Upload { digest, .. }) if digest == ztoc));
+    assert!(bars.running.into_inner().unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -206,15 +206,26 @@ impl WorkStore {
         Ok(all)
     }
 
-    /// Copies what only the input has into the layout that is made, verified on the way.
-    pub(super) async fn complete(&self) -> Result<(), StandaloneError> {
-        for (digest, size) in self.input.blobs() {
-            if self.made.info(&digest).await?.is_none()
-                && let Some((source, _)) = self.input.source(&digest)
-            {
-                let stream = source.open(0..size, &context()).await?;
-                self.made.put_stream(&Descriptor::new("", digest, size), stream, &[]).await?;
-            }
+    /// Returns digest and size of what only the input has.
+    pub(super) async fn missing(&self) -> Result<BTreeMap<Digest, u64>, StoreError> {
+        let mut missing = self.input.blobs();
+        for info in self.made.walk().await? {
+            missing.remove(&info.digest);
+        }
+        Ok(missing)
+    }
+
+    /// Copies what is [missing](Self::missing) into the layout that is made, verified on the way.
+    pub(super) async fn complete(
+        &self,
+        missing: BTreeMap<Digest, u64>,
+        advances: impl Fn(u64),
+    ) -> Result<(), StandaloneError> {
+        for (digest, size) in missing {
+            let Some((source, _)) = self.input.source(&digest) else { continue };
+            let stream = source.open(0..size, &context()).await?;
+            self.made.put_stream(&Descriptor::new("", digest, size), stream, &[]).await?;
+            advances(size);
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Writes the converted layout, so that it appears whole or not at all.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -7,12 +8,13 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use soci_oci::Descriptor;
+use soci_oci::{Descriptor, Digest};
 use soci_store::ContentStore as _;
 
 use super::archive::Archive;
 use super::input::{WorkStore, context};
 use super::{StandaloneError, index_json};
+use crate::build::{Observer, Work};
 
 /// Bytes gathered before they are written.
 const BUFFER: usize = 1 << 20;
@@ -34,20 +36,30 @@ pub(super) async fn archive(
     store: &WorkStore,
     target: &Descriptor,
     output: &Path,
+    observer: &dyn Observer,
 ) -> Result<(), StandaloneError> {
     let (sender, mut receiver) = tokio::sync::mpsc::channel::<Piece>(QUEUE);
     let (path, index) = (output.to_owned(), index_json(target));
     let writer = tokio::task::spawn_blocking(move || write_archive(&path, &index, &mut receiver));
-    let fed = feed(store, sender).await;
+    let blobs = store.blobs().await?;
+    let whole = Descriptor::new("", target.digest, blobs.values().sum());
+    observer.begins(Work::Write, &whole);
+    let fed = feed(store, blobs, sender, |bytes| observer.advances(&whole.digest, bytes)).await;
     let written = writer.await.map_err(io::Error::other).and_then(|result| result);
+    observer.ends(&whole.digest);
     // A writer that failed stops the feeder, so its reason comes first.
     let file = written.map_err(StandaloneError::output("writing output tar", output))?;
     fed?;
     file.persist().map_err(StandaloneError::output("failed to create output tar", output))
 }
 
-async fn feed(store: &WorkStore, sender: tokio::sync::mpsc::Sender<Piece>) -> Result<(), StandaloneError> {
-    for (digest, size) in store.blobs().await? {
+async fn feed(
+    store: &WorkStore,
+    blobs: BTreeMap<Digest, u64>,
+    sender: tokio::sync::mpsc::Sender<Piece>,
+    advances: impl Fn(u64),
+) -> Result<(), StandaloneError> {
+    for (digest, size) in blobs {
         let Some((source, _)) = store.source(&digest).await? else { continue };
         let name = format!("blobs/{}/{}", digest.algorithm(), digest.hex());
         if sender.send(Piece::Begin { name, size }).await.is_err() {
@@ -58,6 +70,7 @@ async fn feed(store: &WorkStore, sender: tokio::sync::mpsc::Sender<Piece>) -> Re
         while let Some(bytes) = stream.next().await {
             let bytes = bytes?;
             hasher.update(&bytes);
+            advances(bytes.len() as u64);
             if sender.send(Piece::Data(bytes)).await.is_err() {
                 return Ok(());
             }
@@ -137,8 +150,14 @@ pub(super) async fn directory(
     store: &WorkStore,
     target: &Descriptor,
     output: &Path,
+    observer: &dyn Observer,
 ) -> Result<(), StandaloneError> {
-    store.complete().await?;
+    let missing = store.missing().await?;
+    let whole = Descriptor::new("", target.digest, missing.values().sum());
+    observer.begins(Work::Write, &whole);
+    let completed = store.complete(missing, |bytes| observer.advances(&whole.digest, bytes)).await;
+    observer.ends(&whole.digest);
+    completed?;
     let (layout, output) = (store.made().layout().to_owned(), output.to_owned());
     let (index, shown) = (index_json(target), output.clone());
     let swapped = tokio::task::spawn_blocking(move || swap(&layout, &index, &output)).await;

@@ -84,7 +84,9 @@ impl Daemon {
             Some(Err(status)) => format!("{} ended with {status}", self.name),
             None => format!("{} was not ready after {} s", self.name, limit.as_secs()),
         };
-        Err(io::Error::other(format!("{trouble}; end of {}:\n{}", self.log.display(), self.tail())))
+        // By its name alone: its directory may go before anybody reads this.
+        let log = self.log.file_name().unwrap_or_default().display();
+        Err(io::Error::other(format!("{trouble}; end of {log}:\n{}", self.tail())))
     }
 
     /// Whether it still runs.

@@ -55,6 +55,8 @@ pub struct StageOptions {
     pub sandbox_image: Option<String>,
     /// Variables of the daemon's environment beside those of every stage; they come last.
     pub env: Vec<(String, OsString)>,
+    /// Where the logs go when the stage is taken down, or does not come up.
+    pub logs: Option<PathBuf>,
 }
 
 impl StageOptions {
@@ -85,6 +87,7 @@ impl StageOptions {
             log_level: "debug".to_owned(),
             sandbox_image: None,
             env: Vec::new(),
+            logs: None,
         })
     }
 }
@@ -140,7 +143,8 @@ impl Stage {
     /// As [`Stage::start`].
     pub fn with(options: StageOptions, backstage: Backstage) -> Result<Self> {
         require()?;
-        let directory = StageDir::new()?;
+        let mut directory = StageDir::new()?;
+        directory.logs.clone_from(&options.logs);
         let registry = Arc::clone(&backstage.registry);
         let at = directory.path();
         let trusted: Vec<&str> =
@@ -347,7 +351,12 @@ fn require() -> Result<()> {
 
 /// The directory of a stage. Its name carries our process id, so that a later run finds what a killed one left.
 #[derive(Debug)]
-pub struct StageDir(Option<TempDir>, PathBuf);
+pub struct StageDir {
+    directory: Option<TempDir>,
+    path: PathBuf,
+    /// Where the logs go when this is dropped.
+    logs: Option<PathBuf>,
+}
 
 /// What the names of stage directories begin with.
 const PREFIX: &str = "soci-stage-";
@@ -365,19 +374,37 @@ impl StageDir {
         let directory = tempfile::Builder::new().prefix(&prefix).rand_bytes(4).tempdir_in(&parent);
         let directory = directory.with_context(|| format!("make a directory in {}", parent.display()))?;
         let path = directory.path().to_owned();
-        Ok(Self(Some(directory), path))
+        Ok(Self { directory: Some(directory), path, logs: None })
     }
 
     /// Returns its path.
     pub fn path(&self) -> &Path {
-        &self.1
+        &self.path
+    }
+
+    /// Copies what daemon and containerd logged.
+    fn keep_logs(&self, to: &Path) -> Result<()> {
+        std::fs::create_dir_all(to).with_context(|| format!("make {}", to.display()))?;
+        for log in ["s/snapshotter.log", "c/containerd.log"] {
+            let log = self.path.join(log);
+            if let Some(name) = log.file_name().filter(|_| log.exists()) {
+                std::fs::copy(&log, to.join(name)).with_context(|| format!("keep {}", log.display()))?;
+            }
+        }
+        Ok(())
     }
 }
 
 impl Drop for StageDir {
+    #[expect(clippy::print_stderr, reason = "a destructor has nobody else to tell")]
     fn drop(&mut self) {
-        mounts::detach(&self.1);
-        let Some(directory) = self.0.take() else { return };
+        mounts::detach(&self.path);
+        if let Some(to) = &self.logs
+            && let Err(error) = self.keep_logs(to)
+        {
+            eprintln!("{error:#}");
+        }
+        let Some(directory) = self.directory.take() else { return };
         if std::thread::panicking() || std::env::var_os("SOCI_STAGE_KEEP").is_some() {
             // The logs are what one wants to see then.
             let kept = directory.keep();

@@ -41,13 +41,16 @@ fn run() -> Result<()> {
     say("image", "a Debian root file system and one large file (made once, then kept)");
     let image = Image::new(vec![rootfs::debian()?, rootfs::one_file(LARGE)?], Dialect::Oci, &["/bin/sh"]);
     interrupt.check()?;
-    let stage = Stage::start(options)?;
-    let logs = Logs::of(&stage)?;
-    let outcome = play(&stage, &image, &interrupt);
-    drop(stage.snapshotter);
-    drop(stage.containerd);
-    logs.keep()?;
-    println!("\nlogs       {}", logs.to.display());
+    let logs = cache::target()?.join("demo-logs");
+    if logs.exists() {
+        std::fs::remove_dir_all(&logs).with_context(|| format!("remove {}", logs.display()))?;
+    }
+    options.logs = Some(logs.clone());
+    // The stage is down again after this, and its logs are kept, whether or not it came up.
+    let outcome = Stage::start(options).and_then(|stage| play(&stage, &image, &interrupt));
+    if logs.exists() {
+        println!("\nlogs       {}", logs.display());
+    }
     // A program that the interrupt ended failed for no reason of its own.
     interrupt.check()?;
     outcome
@@ -167,27 +170,6 @@ fn spans(root: &Path, ranged: usize) -> String {
         format!("{cached} in {ranged} ranged requests")
     } else {
         format!("{ranged} ranged requests")
-    }
-}
-
-struct Logs {
-    from: Vec<PathBuf>,
-    to: PathBuf,
-}
-
-impl Logs {
-    fn of(stage: &Stage) -> Result<Self> {
-        let to = cache::target()?.join("demo-logs");
-        std::fs::create_dir_all(&to)?;
-        Ok(Self { from: vec![stage.snapshotter.log().to_owned(), stage.containerd.log().to_owned()], to })
-    }
-
-    fn keep(&self) -> Result<()> {
-        for from in &self.from {
-            let name = from.file_name().context("a log has no name")?;
-            std::fs::copy(from, self.to.join(name)).with_context(|| format!("keep {}", from.display()))?;
-        }
-        Ok(())
     }
 }
 

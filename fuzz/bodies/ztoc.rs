@@ -46,6 +46,31 @@ pub fn ztoc_decode(data: &[u8]) -> bool {
     true
 }
 
+/// Decodes a zTOC of several checkpoints after changes to its structure: each five bytes of `data` choose a place outside
+/// the windows, which make up nearly all of it, and what is written there.
+pub fn ztoc_edit(data: &[u8]) {
+    static BASE: OnceLock<(Vec<u8>, Vec<usize>)> = OnceLock::new();
+    let (base, places) = BASE.get_or_init(|| {
+        let (ztoc, _) = sample();
+        let table = ztoc.spans();
+        assert!(table.len() > 2);
+        let windows: Vec<_> = table.ids().map(|id| table.window(id).range).collect();
+        let outside = |at: &usize| !windows.iter().any(|window| window.contains(&(*at as u64)));
+        (ztoc.bytes().to_vec(), (0..ztoc.bytes().len()).filter(outside).collect())
+    });
+    let mut bytes = base.clone();
+    for edit in data.chunks_exact(5) {
+        let at = places[usize::from(u16::from_le_bytes([edit[0], edit[1]])) % places.len()];
+        // A byte, a half word or a word: offsets and lengths are four bytes, many of their values need two.
+        let len = [1, 2, 4][usize::from(edit[2] % 3)];
+        let value = u32::from_le_bytes([edit[3], edit[4], edit[2] >> 4, edit[2]]).to_le_bytes();
+        for (byte, value) in bytes.iter_mut().skip(at).zip(&value[..len]) {
+            *byte = *value;
+        }
+    }
+    let _ = ztoc_decode(&bytes);
+}
+
 fn options(span_size: u64) -> BuildOptions {
     BuildOptions { span_size, build_tool: "fuzz".into() }
 }

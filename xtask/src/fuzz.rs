@@ -3,7 +3,7 @@
 //! libFuzzer needs coverage counters and nothing else of a nightly compiler, so the flags are given here and no tool is
 //! installed. Crashes land in `fuzz/artifacts/<target>`; a finding becomes a named test and a file of the corpus.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -14,8 +14,11 @@ const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 -Cdebug-assertions -Coverflow-checks";
 
-/// No input that a parser accepts is larger than this; longer ones only slow the search.
+/// No longer inputs are tried: most formats say all they can in this, and longer ones only slow the search.
 const MAX_LEN: u32 = 64 * 1024;
+
+/// A zTOC has 32 KiB for each of its checkpoints: those of the fixtures have up to twelve.
+const MAX_ZTOC_LEN: u32 = 512 * 1024;
 
 /// A target that needs more than this has unbounded memory: that is a finding.
 const RSS_LIMIT_MB: u32 = 1024;
@@ -52,12 +55,13 @@ pub(crate) fn fuzz(arguments: &[String]) -> Result<()> {
         }
         let mut run = Command::new(target.join(&host).join("release").join(name));
         run.arg(format!("-max_total_time={}", minutes * 60))
-            .arg(format!("-max_len={MAX_LEN}"))
+            .arg(format!("-max_len={}", max_len(name)))
             .arg(format!("-rss_limit_mb={RSS_LIMIT_MB}"))
             .args(["-timeout=20", "-print_final_stats=1", "-verbosity=1"])
             .arg(format!("-artifact_prefix={}/", artifacts.display()))
             // New inputs go to the first directory; the committed corpus is only read.
-            .args([&scratch, &corpus]);
+            .args([&scratch, &corpus])
+            .args(seeds(name));
         if let Err(error) = succeed(&mut run) {
             eprintln!("{error:#}");
             failed.push(name.as_str());
@@ -68,6 +72,18 @@ pub(crate) fn fuzz(arguments: &[String]) -> Result<()> {
     }
     println!("{} targets, {minutes} min each, no findings", chosen.len());
     Ok(())
+}
+
+fn max_len(target: &str) -> u32 {
+    if target == "ztoc_decode" { MAX_ZTOC_LEN } else { MAX_LEN }
+}
+
+/// Directories whose files a target begins with as well: too large to be there twice.
+fn seeds(target: &str) -> Vec<PathBuf> {
+    match target {
+        "ztoc_decode" => vec![root().join("crates/ztoc/tests/fixtures/ztoc")],
+        _ => Vec::new(),
+    }
 }
 
 fn parse(arguments: &[String]) -> Result<(u64, Vec<String>)> {

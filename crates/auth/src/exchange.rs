@@ -250,14 +250,14 @@ fn read(answer: Response<Bytes>, realm: String) -> Result<Grant, ExchangeError> 
     grant(answer.body()).map_err(|why| ExchangeError::Answer { realm, why })
 }
 
-fn is_invalid_grant(body: &[u8]) -> bool {
+pub(crate) fn is_invalid_grant(body: &[u8]) -> bool {
     body.len() <= MAX_ANSWER
         && json::parse(body, DEPTH).is_ok_and(|node| {
             matches!(node.text("error"), Some("invalid_grant" | "unauthorized_client" | "access_denied"))
         })
 }
 
-fn grant(body: &[u8]) -> Result<Grant, &'static str> {
+pub(crate) fn grant(body: &[u8]) -> Result<Grant, &'static str> {
     if body.len() > MAX_ANSWER {
         return Err("is longer than 128 KiB");
     }

@@ -1,7 +1,12 @@
 //! Bodies of the fuzz targets, so that an ordinary test can replay their corpora.
 
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::ExitStatus;
+
 use crate::keychain::docker_file::{DockerFile, Form, parse_auths};
-use crate::{Origin, challenge, policy, redact};
+use crate::keychain::helper::{self, HelperAnswer};
+use crate::{Origin, challenge, exchange, policy, redact};
 
 /// Challenges: one header value per line. Nothing panics, caps hold, what is chosen passes the policy or is refused.
 pub fn fuzz_challenge(data: &[u8]) {
@@ -32,6 +37,26 @@ pub fn fuzz_docker_file(data: &[u8]) {
     let _ = DockerFile::parse_environment(data);
 }
 
+/// Answers of token servers. A token that is taken fits into a header, and no lifetime is longer than a day.
+pub fn fuzz_token_answer(data: &[u8]) {
+    if let Ok(grant) = exchange::grant(data) {
+        let token = grant.token.expose();
+        assert!(!token.is_empty() && http::HeaderValue::from_bytes(token).is_ok());
+        assert!(grant.life.is_none_or(|life| life.as_secs() <= 24 * 60 * 60));
+    }
+    let _ = exchange::is_invalid_grant(data);
+}
+
+/// What credential helpers print; the first byte is the exit status. Only one that ends well has a credential, and an
+/// empty one counts as none.
+pub fn fuzz_helper_output(data: &[u8]) {
+    let Some((status, printed)) = data.split_first() else { return };
+    let status = ExitStatus::from_raw(i32::from(*status) << 8);
+    if let Ok(HelperAnswer::Found(found)) = helper::understand(status, printed, Path::new("/bin/helper")) {
+        assert!(status.success() && !found.0.is_empty());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -51,6 +76,16 @@ mod tests {
     #[test]
     fn the_docker_config_corpus_replays() {
         replay("docker_config", super::fuzz_docker_file);
+    }
+
+    #[test]
+    fn the_token_answer_corpus_replays() {
+        replay("token_answer", super::fuzz_token_answer);
+    }
+
+    #[test]
+    fn the_helper_output_corpus_replays() {
+        replay("helper_output", super::fuzz_helper_output);
     }
 
     proptest::proptest! {

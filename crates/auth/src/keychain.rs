@@ -8,7 +8,7 @@ pub mod cri;
 pub mod docker_config;
 pub mod docker_file;
 pub mod explicit;
-mod helper;
+pub(crate) mod helper;
 mod key_match;
 
 use std::collections::HashSet;

@@ -32,6 +32,11 @@ pub fn prefetch(data: &[u8]) {
     }
 }
 
+/// A tar of an image layout is a layout or an error.
+pub fn layout_tar(data: &[u8]) {
+    crate::standalone::fuzz_layout_tar(data);
+}
+
 /// A document that was encoded once is encoded the same again.
 pub fn image_document(data: &[u8]) {
     let Ok(document) = tree::decode(data) else { return };

@@ -9,6 +9,8 @@ mod input;
 mod output;
 mod root;
 
+pub(crate) use input::fuzz_layout_tar;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -21,6 +21,11 @@ fn soci_index() {
 }
 
 #[test]
+fn layout_tar() {
+    replay("layout_tar", fuzzing::layout_tar);
+}
+
+#[test]
 fn prefetch() {
     replay("prefetch", fuzzing::prefetch);
 }

@@ -23,6 +23,8 @@ mod back_off;
 mod connect;
 mod exec;
 mod failure;
+#[doc(hidden)]
+pub mod fuzzing;
 mod keychain;
 mod kubeconfig;
 mod matching;

@@ -95,6 +95,19 @@ pub(crate) fn status_text(status: u16) -> String {
     }
 }
 
+/// Body of the fuzz target `error_body`: whatever a registry says is short, one line, and shows no query.
+#[doc(hidden)]
+pub fn fuzz_error_body(bytes: &[u8]) {
+    let Said { code, message } = Said::parse(bytes);
+    for (text, max) in [(code, 64), (message, 200)] {
+        let Some(text) = text else { continue };
+        assert!(!text.is_empty() && text.chars().count() <= max + 1);
+        assert!(!text.chars().any(char::is_control));
+        let shows_query = |word: &str| word.contains("://") && word.contains('?');
+        assert!(!text.split(' ').any(shows_query), "{text}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -39,8 +39,10 @@ pub use status::Operation;
 /// Bodies of the fuzz targets, so that they run as ordinary tests too.
 #[doc(hidden)]
 pub mod fuzzing {
+    pub use crate::error::fuzz_error_body as error_body;
     pub use crate::hosts_toml::fuzz_hosts_toml as hosts_toml;
     pub use crate::link::fuzz_link as link;
+    pub use crate::location::fuzz_presigned as presigned;
     pub use crate::range::fuzz_content_range as content_range;
     pub use crate::referrers::fuzz_referrers as referrers;
 }

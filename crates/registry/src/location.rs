@@ -139,6 +139,21 @@ fn moment(parts: [&str; 6]) -> Option<SystemTime> {
     epoch(days * 86_400 + hour * 3600 + minute * 60 + second)
 }
 
+/// Body of the fuzz target `presigned`: an address that is not for ever is good for no longer than it says.
+#[doc(hidden)]
+pub fn fuzz_presigned(bytes: &[u8]) {
+    let Some(url) = std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<Url>().ok()) else { return };
+    let at = |seconds| epoch(seconds).expect("a time of this century");
+    // 2026, and a second later.
+    let (now, later) = (at(1_767_322_800), at(1_767_322_801));
+    let (left, then) = (lifetime(&url, now), lifetime(&url, later));
+    assert_eq!(left.is_some(), then.is_some());
+    assert!(then <= left && left <= then.map(|then| then.saturating_add(Duration::from_secs(1))));
+    if let Some(referer) = referer(&url, Scheme::Http) {
+        assert!(!referer.as_bytes().contains(&b'?') && !referer.as_bytes().contains(&b'#'));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

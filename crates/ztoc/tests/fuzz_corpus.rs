@@ -21,6 +21,22 @@ fn ztoc_decode() {
     replay("ztoc_decode", |data| {
         let _ = bodies::ztoc_decode(data);
     });
+    // `cargo xtask fuzz` begins with these as well.
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ztoc");
+    let mut count = 0;
+    for file in std::fs::read_dir(fixtures).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "ztoc") {
+            assert!(bodies::ztoc_decode(&std::fs::read(&path).unwrap()), "{}", path.display());
+            count += 1;
+        }
+    }
+    assert_eq!(count, 16);
+}
+
+#[test]
+fn ztoc_edit() {
+    replay("ztoc_edit", bodies::ztoc_edit);
 }
 
 #[test]

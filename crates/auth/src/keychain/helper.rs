@@ -398,7 +398,12 @@ async fn read_capped(stdout: impl AsyncRead + Unpin) -> Result<Zeroizing<Vec<u8>
     }
 }
 
-fn understand(status: std::process::ExitStatus, stdout: &[u8], file: &Path) -> Result<HelperAnswer, Trouble> {
+/// Returns what a helper meant that ended with `status` and printed `stdout`.
+pub(crate) fn understand(
+    status: std::process::ExitStatus,
+    stdout: &[u8],
+    file: &Path,
+) -> Result<HelperAnswer, Trouble> {
     let said = stdout.trim_ascii();
     if !status.success() {
         if said == NOT_FOUND.as_bytes() {

@@ -182,6 +182,26 @@ fn next_member(
     }
 }
 
+/// Body of the fuzz target `layout_tar`: a tar is a layout or an error, and its blobs are named and in order.
+pub(crate) fn fuzz_layout_tar(data: &[u8]) {
+    thread_local! {
+        static FILE: tempfile::NamedTempFile = tempfile::NamedTempFile::new().expect("a temporary file");
+    }
+    let opened = FILE.with(|file| {
+        std::fs::write(file.path(), data).expect("a temporary file can be written");
+        Input::open_blocking(file.path())
+    });
+    let Ok(input) = opened else { return };
+    assert!(input.index.len() as u64 <= MAX_MANIFEST_SIZE);
+    for (digest, size) in input.blobs() {
+        let Place { offset, .. } = input.blobs[&digest];
+        // Data may be cut off, which reading them finds out.
+        assert!(
+            offset <= data.len() as u64 && offset % BLOCK as u64 == 0 && offset.checked_add(size).is_some()
+        );
+    }
+}
+
 /// The input with what is made on top of it: reads see both, writes go to the latter.
 #[derive(Debug, Clone)]
 pub(super) struct WorkStore {

@@ -33,6 +33,16 @@ fn the_referrers_corpus_replays() {
     replay("referrers", fuzzing::referrers);
 }
 
+#[test]
+fn the_error_body_corpus_replays() {
+    replay("error_body", fuzzing::error_body);
+}
+
+#[test]
+fn the_presigned_corpus_replays() {
+    replay("presigned", fuzzing::presigned);
+}
+
 /// A seed with some bytes replaced, removed or repeated: what a fuzzer does in its first seconds.
 fn mutants(name: &'static str) -> impl proptest::strategy::Strategy<Value = Vec<u8>> {
     use proptest::prelude::*;
@@ -80,6 +90,16 @@ proptest::proptest! {
     #[test]
     fn mutants_of_link_are_sane(bytes in mutants("link")) {
         fuzzing::link(&bytes);
+    }
+
+    #[test]
+    fn mutants_of_error_body_are_fit_for_a_log(bytes in mutants("error_body")) {
+        fuzzing::error_body(&bytes);
+    }
+
+    #[test]
+    fn mutants_of_presigned_are_sane(bytes in mutants("presigned")) {
+        fuzzing::presigned(&bytes);
     }
 
     #[test]

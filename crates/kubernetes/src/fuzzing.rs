@@ -1,0 +1,51 @@
+//! Bodies of the fuzz targets, so that ordinary tests replay their corpora.
+
+use base64::Engine as _;
+
+use crate::kubeconfig;
+use crate::secret::{Payload, SecretType};
+
+/// Payloads of pull secrets, as the API server gives them and as their JSON. Each key is there once.
+pub fn fuzz_pull_secret(data: &[u8]) {
+    let json = base64::engine::general_purpose::STANDARD.encode(data);
+    for base64 in [&*String::from_utf8_lossy(data), &json] {
+        for kind in [SecretType::DockerConfigJson, SecretType::DockerCfg] {
+            let Ok(payload) = Payload::parse(base64, kind) else { continue };
+            let keys: Vec<_> = payload.entries.iter().map(|entry| &entry.key).collect();
+            assert!(keys.iter().enumerate().all(|(at, key)| !keys[..at].contains(key)));
+        }
+    }
+}
+
+/// Kubeconfig files: one that loads names the files it depends on, itself first.
+pub fn fuzz_kubeconfig(data: &[u8]) {
+    let path = std::env::temp_dir().join(format!("soci-fuzz-kubeconfig-{}", std::process::id()));
+    std::fs::write(&path, data).expect("a temporary file can be written");
+    let loaded = kubeconfig::load(std::slice::from_ref(&path));
+    std::fs::remove_file(&path).expect("it was there a moment ago");
+    if let Ok(current) = loaded {
+        assert_eq!(current.files.first(), Some(&path));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    fn replay(corpus: &str, body: fn(&[u8])) {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(corpus);
+        let files: Vec<_> = std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().path()).collect();
+        assert!(files.len() > 1, "{corpus} has {} seeds", files.len());
+        files.iter().for_each(|file| body(&std::fs::read(file).unwrap()));
+    }
+
+    #[test]
+    fn the_pull_secret_corpus_replays() {
+        replay("pull_secret", super::fuzz_pull_secret);
+    }
+
+    #[test]
+    fn the_kubeconfig_corpus_replays() {
+        replay("kubeconfig", super::fuzz_kubeconfig);
+    }
+}

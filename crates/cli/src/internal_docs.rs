@@ -47,7 +47,24 @@ pub(crate) fn write(output: &Output, document: &Document) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Returns a table of the variables that stand for flags.
+/// What is read of the environment beside what stands for flags, and why.
+const READ: &[(&str, &str)] = &[
+    ("`DOCKER_CONFIG`", "Directory of Docker's `config.json`, instead of `.docker` in `HOME`"),
+    (
+        "`DOCKER_AUTH_CONFIG`",
+        "Logins as the JSON of such a file; an exact entry for a registry is used before the file's",
+    ),
+    ("`HOME`", "Where the Docker config is; that of the user, where it is not set"),
+    ("`PATH`", "Where credential helpers are"),
+    (
+        "`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`",
+        "Proxies, but for this machine and link-local addresses",
+    ),
+    ("`SSL_CERT_FILE`, `SSL_CERT_DIR`", "Certificate authorities that are trusted, instead of the system's"),
+    ("`TMPDIR`", "Where `convert --standalone` works on an archive; `/tmp`, where it is not set"),
+];
+
+/// Returns tables of the variables that stand for flags, and of the others.
 fn environment(command: &clap::Command) -> String {
     let mut text = String::from("\n## Environment\n\n| variable | instead of |\n| --- | --- |\n");
     let mut pending = vec![command];
@@ -58,6 +75,10 @@ fn environment(command: &clap::Command) -> String {
             }
         }
         pending.extend(command.get_subcommands());
+    }
+    text.push_str("\n| variable | for |\n| --- | --- |\n");
+    for (names, effect) in READ {
+        text.push_str(&format!("| {names} | {effect} |\n"));
     }
     text
 }

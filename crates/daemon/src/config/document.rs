@@ -74,7 +74,7 @@ mod tests {
     fn every_table_and_its_defaults_are_there() {
         let text = document();
         for line in [
-            "| `MaxRetries` | integer | `8` | Attempts after the first. |",
+            "| `MaxRetries` | integer | `8` | Attempts after the first; negative for none. |",
             "| `metrics_network` | string | `'tcp'` | `tcp` or `unix`. |",
             "## `[[resolver.host.\"NAME\".mirrors]]`",
         ] {

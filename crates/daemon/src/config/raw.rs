@@ -86,7 +86,7 @@ tables! {
         "ResponseHeaderTimeoutMsec" response_header_timeout_msec: i64 = 3000, Used;
         /// Milliseconds for a whole request.
         "RequestTimeoutMsec" request_timeout_msec: i64 = 300_000, Used;
-        /// Attempts after the first.
+        /// Attempts after the first; negative for none.
         "MaxRetries" max_retries: i64 = 8, Used;
         /// Shortest pause between attempts in milliseconds.
         "MinWaitMsec" min_wait_msec: i64 = 30, Used;
@@ -100,7 +100,7 @@ tables! {
         "valid_interval" valid_interval: i64 = 60, Unused(BY_USE);
         /// Seconds after which a read fails.
         "fetching_timeout_sec" fetching_timeout_sec: i64 = 300, Used;
-        /// Attempts after the first; as `[http]` has it, if absent.
+        /// Attempts after the first, negative for none; as `[http]` has it, if absent.
         "max_retries" max_retries: Option<i64> = None, Used;
         /// Shortest pause in milliseconds; as `[http]` has it, if absent.
         "min_wait_msec" min_wait_msec: Option<i64> = None, Used;

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use soci_index::{Image, Platforms};
 use soci_oci::{FetchClass, FetchContext, ImageRef};
 use soci_store::{Containerd, ContentStore, Lease, LocalStore};
+use tokio::sync::OnceCell;
 
 use crate::cli::{Global, PlatformFlags};
 use crate::output::Output;
@@ -31,17 +32,17 @@ pub(crate) struct App {
     pub(crate) global: Global,
     pub(crate) output: Arc<Output>,
     /// The lease of this run, taken by the first command part that writes to containerd.
-    lease: tokio::sync::Mutex<Option<Lease>>,
+    lease: OnceCell<Lease>,
 }
 
 impl App {
     pub(crate) fn new(global: Global, output: Arc<Output>) -> Self {
-        Self { global, output, lease: tokio::sync::Mutex::new(None) }
+        Self { global, output, lease: OnceCell::new() }
     }
 
     /// Gives the lease back. What could not be given back ends by itself.
-    pub(crate) async fn end(&self) {
-        if let Some(lease) = self.lease.lock().await.take()
+    pub(crate) async fn end(self) {
+        if let Some(lease) = self.lease.into_inner()
             && let Err(error) = lease.end().await
         {
             tracing::debug!(%error, "the lease is left to expire");
@@ -60,14 +61,8 @@ impl App {
     /// Returns containerd with a lease: what is written is kept until the command ends.
     pub(crate) async fn leased(&self) -> anyhow::Result<Containerd> {
         let containerd = self.containerd();
-        let mut lease = self.lease.lock().await;
-        if lease.is_none() {
-            *lease = Some(containerd.lease().await?);
-        }
-        match &*lease {
-            Some(lease) => Ok(containerd.with_lease(lease)),
-            None => Ok(containerd),
-        }
+        let lease = self.lease.get_or_try_init(|| containerd.lease()).await?;
+        Ok(containerd.with_lease(lease))
     }
 
     /// Returns which content store was chosen.

@@ -2,8 +2,9 @@
 //!
 //! The first pass takes the entries in tar order, as unpacking would: a directory named again gets new attributes,
 //! anything else replaces what had its name, and a parent that has no entry is made. Hard links whose target comes
-//! later wait for the second pass. One bad link costs one file; a name that cannot be unpacked costs the layer, because
-//! then nobody knows what the layer should look like.
+//! later wait for the second pass. A hard link without a target costs one file here and is listed, for whoever mounts to
+//! judge: the daemon mounts no such layer, as unpacking it would fail too. A name that cannot be unpacked costs the layer,
+//! because then nobody knows what the layer should look like.
 //!
 //! Every step is bounded by the entries and [`MAX_NODES`], whatever the zTOC says. Cycles cannot arise: a directory is
 //! only ever created under its parent, and links of links are followed with a count.

@@ -348,7 +348,7 @@ impl Repository {
         entry: Descriptor,
         ctx: &FetchContext,
     ) -> Result<(), FetchError> {
-        let _guard = self.session.inner.referrers_tag.lock().await;
+        let _turn = self.session.inner.referrers_tag.lock().await;
         let tag = tag(subject);
         let old = self.by_tag(subject, ctx).await?;
         let (replaced, old) = old.map_or((None, None), |(digest, index)| (Some(digest), Some(index)));

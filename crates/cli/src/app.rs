@@ -51,7 +51,7 @@ impl App {
 
     /// Returns containerd, not connected yet.
     pub(crate) fn containerd(&self) -> Containerd {
-        let containerd = Containerd::connect(&self.global.address, &self.global.namespace);
+        let containerd = Containerd::connect(Path::new(&self.global.address), &self.global.namespace);
         match self.global.timeout {
             Some(timeout) if !timeout.is_zero() => containerd.with_timeout(timeout),
             _ => containerd,

@@ -32,6 +32,9 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, St
     }
     let usage = usage(&mut command, &words);
     let matches = Cli::command().try_get_matches_from(words).map_err(|error| stop(&error, &usage))?;
+    if matches.subcommand().is_none() {
+        return Err(Stop::Text(command.render_help().to_string()));
+    }
     Cli::from_arg_matches(&matches).map_err(|error| stop(&error, &usage))
 }
 
@@ -59,7 +62,21 @@ fn usage(command: &mut clap::Command, words: &[OsString]) -> String {
     }
 }
 
-/// Rewrites `-long` to `--long`, `--switch=true` to `--switch`, and drops `--switch=false`.
+/// Flags that are as absent when they are given an empty text, as scripts do with a variable that is not set.
+const MAY_BE_EMPTY: [&str; 9] = [
+    "ref",
+    "image-ref",
+    "ztoc-digest",
+    "prefetch-files-json",
+    "output",
+    "hosts-dir",
+    "tlscacert",
+    "tlscert",
+    "tlskey",
+];
+
+/// Rewrites `-long` to `--long`, `--switch=true` to `--switch`, and drops `--switch=false` and flags that may be empty
+/// and are.
 fn normalize(words: Vec<OsString>, flags: &HashMap<String, bool>) -> Vec<OsString> {
     let mut result = Vec::with_capacity(words.len());
     let mut words = words.into_iter();
@@ -82,14 +99,23 @@ fn normalize(words: Vec<OsString>, flags: &HashMap<String, bool>) -> Vec<OsStrin
             continue;
         };
         let switch = flags.get(name).copied().unwrap_or(false);
-        match (switch, value.and_then(OsStr::to_str)) {
-            (true, Some("1" | "t" | "T" | "true" | "TRUE" | "True")) => {
-                result.push(format!("--{name}").into())
+        if MAY_BE_EMPTY.contains(&name) {
+            let next = words.as_slice().first();
+            match (value, next.map(OsString::as_os_str)) {
+                (Some(value), _) if value.is_empty() => continue,
+                (None, Some(next)) if next.is_empty() => {
+                    words.next();
+                    continue;
+                }
+                _ => {}
             }
+        }
+        match (switch, value.and_then(OsStr::to_str)) {
+            (true, Some("1" | "t" | "T" | "true" | "TRUE" | "True")) => result.push(spell(name)),
             (true, Some("0" | "f" | "F" | "false" | "FALSE" | "False")) => {}
             _ => {
                 is_value = !switch && value.is_none();
-                let mut flag = OsString::from(format!("--{name}"));
+                let mut flag = spell(name);
                 if let Some(value) = value {
                     flag.push("=");
                     flag.push(value);
@@ -101,15 +127,21 @@ fn normalize(words: Vec<OsString>, flags: &HashMap<String, bool>) -> Vec<OsStrin
     result
 }
 
-/// Returns name and value of a long flag that is known, with one dash or two.
+/// Writes a flag as clap expects it.
+fn spell(name: &str) -> OsString {
+    let dashes = if name.len() == 1 { "-" } else { "--" };
+    format!("{dashes}{name}").into()
+}
+
+/// Returns name and value of a long flag that is known, with one dash or two, and of a short switch with a value.
 fn long<'a>(word: &'a OsStr, flags: &HashMap<String, bool>) -> Option<(&'a str, Option<&'a OsStr>)> {
     use std::os::unix::ffi::OsStrExt as _;
     let bytes = word.as_bytes();
     let rest = bytes.strip_prefix(b"--").or_else(|| bytes.strip_prefix(b"-"))?;
     let equals = rest.iter().position(|byte| *byte == b'=');
     let name = std::str::from_utf8(&rest[..equals.unwrap_or(rest.len())]).ok()?;
-    // One letter is a short flag, whatever it is.
-    if name.len() < 2 || !flags.contains_key(name) {
+    // One letter is a short flag, which clap knows, but for `-q=true`.
+    if !flags.contains_key(name) || (name.len() < 2 && (equals.is_none() || !flags[name])) {
         return None;
     }
     Some((name, equals.map(|at| OsStr::from_bytes(&rest[at + 1..]))))
@@ -138,9 +170,10 @@ fn stop(error: &clap::Error, usage: &str) -> Stop {
             let reason = source.unwrap_or_else(|| "not accepted".to_owned());
             format!("invalid value {value:?} for flag -{name}: {reason}")
         }
-        (ErrorKind::UnknownArgument, Some(flag), _) => {
+        (ErrorKind::UnknownArgument, Some(flag), _) if flag.starts_with('-') => {
             format!("flag provided but not defined: -{}", flag.trim_start_matches('-'))
         }
+        (ErrorKind::UnknownArgument, Some(_), _) => "more arguments than expected".to_owned(),
         (ErrorKind::InvalidSubcommand, ..) => {
             format!("no such command: {}", text(ContextKind::InvalidSubcommand).unwrap_or_default())
         }
@@ -174,7 +207,7 @@ mod tests {
             "-address /x create -all-platforms=true -span-size=65536 -namespace k8s.io image",
         ] {
             let cli = parse(words).unwrap_or_else(|_| panic!("{words}"));
-            assert_eq!((cli.global.address.to_str(), cli.global.namespace.as_str()), (Some("/x"), "k8s.io"));
+            assert_eq!((cli.global.address.as_str(), cli.global.namespace.as_str()), ("/x", "k8s.io"));
             let Some(Command::Create(create)) = cli.command else { panic!("{words}") };
             assert!(create.platforms.all_platforms);
             assert_eq!((create.ztoc.span_size, create.image.as_deref()), (65536, Some("image")));
@@ -201,6 +234,40 @@ mod tests {
     }
 
     #[test]
+    fn scripts_liberties_are_taken_as_by_the_go_tool() {
+        // The last of a repeated flag counts, also across the command's name.
+        let Ok(Cli { global, .. }) = parse("-n one --root /a rebuild-db --root /b -n two") else { panic!() };
+        assert_eq!((global.namespace.as_str(), global.root.to_str()), ("two", Some("/b")));
+        let Ok(Cli { global, .. }) = parse("--namespace= --address= rebuild-db") else { panic!() };
+        assert_eq!((global.namespace.as_str(), global.address.as_str()), ("default", crate::cli::ADDRESS));
+        // Short switches have values too.
+        let Ok(Cli { command: Some(Command::Push(push)), .. }) = parse("push -q=true -k=false image") else {
+            panic!()
+        };
+        assert!(push.quiet && !push.registry.skip_verify);
+        // What is empty is not given.
+        let words = ["soci", "push", "--hosts-dir", "", "--tlscacert=", "--tlscert", "", "image"];
+        let Ok(Cli { command: Some(Command::Push(push)), .. }) = super::parse(words.map(OsString::from))
+        else {
+            panic!()
+        };
+        assert!(push.registry.hosts_dir.is_empty() && push.registry.tlscacert.is_none());
+        assert!(push.registry.tlscert.is_none() && push.image.as_deref() == Some("image"));
+        let words = ["soci", "ztoc", "ls", "--ztoc-digest", "", "-image-ref", ""];
+        assert!(super::parse(words.map(OsString::from)).is_ok());
+        // Numbers are Go's.
+        for (text, expected) in [("0x100000", 1 << 20), ("1_000", 1000), ("0b11", 3)] {
+            let Ok(Cli { command: Some(Command::Create(create)), .. }) =
+                parse(&format!("create --span-size {text} image"))
+            else {
+                panic!("{text}")
+            };
+            assert_eq!(create.ztoc.span_size, expected);
+        }
+        assert!(matches!(parse("--debug"), Err(Stop::Text(text)) if text.contains("rebuild-db")));
+    }
+
+    #[test]
     fn what_nerdctl_passes_is_accepted() {
         let words = "--address a --namespace n create --all-platforms --platform linux/amd64 --span-size 4 \
                      --min-layer-size 5 image";
@@ -220,6 +287,11 @@ mod tests {
         assert!(message.starts_with("invalid value \"x\" for flag -span-size: "), "{message}");
         assert!(message.contains("\n\nUsage: soci create"), "{message}");
         assert!(error("create -p nonsense/a/b/c image").contains("could not parse platform nonsense/a/b/c"));
+        assert!(error("create image extra").starts_with("more arguments than expected\n"));
+        assert!(
+            error("push --max-concurrent-uploads -1 image").starts_with("invalid value \"-1\" for flag -max")
+        );
+        assert!(error("--timeout -5s rebuild-db").starts_with("invalid value \"-5s\" for flag -timeout"));
         assert!(error("create --nope").starts_with("flag provided but not defined: -nope"));
         assert!(error("nope").starts_with("no such command: nope"));
         let message = error("convert --format zip a b");

@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{StringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand};
-use soci_oci::{Digest, Platform};
+use soci_oci::Platform;
 
 use crate::internal_docs::Document;
 
@@ -17,7 +18,13 @@ pub(crate) fn version() -> String {
 
 /// Build, list and push the indexes by which container images load lazily.
 #[derive(Parser)]
-#[command(name = "soci", version = version(), disable_version_flag = true, max_term_width = 120)]
+#[command(
+    name = "soci",
+    version = version(),
+    disable_version_flag = true,
+    args_override_self = true,
+    max_term_width = 120
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -28,6 +35,10 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Command>,
 }
 
+/// Where containerd listens unless another place is given.
+pub(crate) const ADDRESS: &str = "/run/containerd/containerd.sock";
+const NAMESPACE: &str = "default";
+
 /// Flags of every command, accepted before and after its name.
 #[derive(Args)]
 pub(crate) struct Global {
@@ -37,14 +48,22 @@ pub(crate) struct Global {
         long,
         global = true,
         env = "CONTAINERD_ADDRESS",
-        default_value = "/run/containerd/containerd.sock"
+        value_parser = or_default(ADDRESS),
+        default_value = ADDRESS
     )]
-    pub(crate) address: PathBuf,
+    pub(crate) address: String,
     /// containerd's namespace
-    #[arg(short, long, global = true, env = "CONTAINERD_NAMESPACE", default_value = "default")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "CONTAINERD_NAMESPACE",
+        value_parser = or_default(NAMESPACE),
+        default_value = NAMESPACE
+    )]
     pub(crate) namespace: String,
     /// Limit of the whole command, e.g. 30s or 5m
-    #[arg(long, global = true, value_parser = crate::duration::parse)]
+    #[arg(long, global = true, allow_hyphen_values = true, value_parser = crate::duration::parse)]
     pub(crate) timeout: Option<Duration>,
     /// Log what is done to stderr
     #[arg(long, global = true)]
@@ -102,10 +121,10 @@ pub(crate) struct PlatformFlags {
 #[derive(Args)]
 pub(crate) struct ZtocFlags {
     /// Bytes of uncompressed data per span
-    #[arg(long, default_value_t = 4 << 20, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 4 << 20, allow_negative_numbers = true, value_parser = number)]
     pub(crate) span_size: i64,
     /// Layers strictly smaller than this many bytes get no zTOC
-    #[arg(long, default_value_t = 10 << 20, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 10 << 20, allow_negative_numbers = true, value_parser = number)]
     pub(crate) min_layer_size: i64,
     /// Optional optimization: xattr; may be repeated
     #[arg(long, value_delimiter = ',')]
@@ -193,7 +212,7 @@ pub(crate) struct Push {
     #[arg(long, default_value = "warn")]
     pub(crate) existing_index: String,
     /// Uploads at a time; 0 is the default
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, allow_negative_numbers = true)]
     pub(crate) max_concurrent_uploads: u64,
     /// Print only the digest of the index
     #[arg(short, long)]
@@ -309,7 +328,7 @@ pub(crate) enum Ztoc {
 pub(crate) struct ZtocList {
     /// Only this zTOC
     #[arg(long)]
-    pub(crate) ztoc_digest: Option<Digest>,
+    pub(crate) ztoc_digest: Option<String>,
     /// Only zTOCs of this image
     #[arg(long)]
     pub(crate) image_ref: Option<String>,
@@ -355,6 +374,20 @@ pub(crate) struct PrefetchInfo {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) digest: DigestArg,
+}
+
+/// Takes any text; an empty one, as of a variable that is set to nothing, is the default.
+fn or_default(default: &'static str) -> impl clap::builder::TypedValueParser<Value = String> {
+    StringValueParser::new().map(move |text| if text.is_empty() { default.to_owned() } else { text })
+}
+
+/// Parses a number as Go does where it expects one: `4096`, `4_096`, `0x1000`.
+fn number(text: &str) -> Result<i64, std::num::ParseIntError> {
+    let digits = text.to_ascii_lowercase().replace('_', "");
+    let radixes = [("0x", 16), ("0b", 2), ("0o", 8)];
+    let radix = radixes.iter().find_map(|(prefix, radix)| Some((digits.strip_prefix(prefix)?, *radix)));
+    let (digits, radix) = radix.unwrap_or((&digits, 10));
+    i64::from_str_radix(digits, radix)
 }
 
 fn platform(text: &str) -> Result<Platform, soci_oci::platform::PlatformError> {

@@ -16,8 +16,6 @@ const MAX_CONFIG_SIZE: u64 = 8 << 20;
 pub enum Platforms {
     /// The only one of an image that is a single manifest, else this machine's.
     Own,
-    /// This machine's.
-    Host,
     /// All that the image has.
     All,
     /// These.
@@ -196,7 +194,7 @@ impl Image {
             Platforms::Own if self.index.is_none() => {
                 self.entries.iter().map(|entry| entry.platform.clone()).collect()
             }
-            Platforms::Own | Platforms::Host => vec![Platform::host()],
+            Platforms::Own => vec![Platform::host()],
             Platforms::All => self.entries.iter().map(|entry| entry.platform.clone()).collect(),
             Platforms::These(these) => these.iter().map(Platform::normalized).collect(),
         };

@@ -176,8 +176,7 @@ impl Pusher<'_> {
     async fn blob(&self, blob: Descriptor, store: &dyn ContentStore) -> Result<(), PushError> {
         let digest = blob.digest;
         let failed = |source| PushError::Store { digest, source: Box::new(source) };
-        let (source, _) =
-            store.source(&digest).await.map_err(failed)?.ok_or(PushError::Absent { digest })?;
+        let (source, _) = store.source(&digest).await.map_err(failed)?.ok_or(PushError::Absent { digest })?;
         let labels = store.info(&digest).await.map_err(failed)?.map(|info| info.labels).unwrap_or_default();
         self.say("pushing artifact with digest", &digest);
         let watched =
@@ -243,14 +242,14 @@ impl BlobSource for Watched<'_> {
     }
 }
 
-/// Returns the newest index v1 of the image manifest `subject`, and whether there is an index v2 that names one of its
-/// layers, which is not what can be pushed alone.
+/// Returns the newest index v1 of the image manifest `subject`, and whether the index v2 `bound` that the manifest names
+/// is here, which is not what can be pushed alone.
 ///
 /// # Errors
 /// When the store cannot be read.
 pub async fn newest(
     subject: &Digest,
-    layers: &[Descriptor],
+    bound: Option<&Digest>,
     store: &Arc<dyn ContentStore>,
 ) -> Result<(Option<SociIndex>, bool), StoreError> {
     let mut own = Vec::new();
@@ -259,7 +258,7 @@ pub async fn newest(
         match &index.manifest.subject {
             Some(of) if of.digest == *subject => own.push((created, index)),
             Some(_) => {}
-            None => v2 |= layers.iter().any(|layer| index.ztoc(&layer.digest).is_some()),
+            None => v2 |= bound == Some(&index.digest),
         }
     }
     // Of those stored at the same moment the choice is at least the same each time.

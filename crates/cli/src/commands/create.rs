@@ -20,7 +20,7 @@ pub(crate) async fn run(app: &App, args: Create) -> anyhow::Result<()> {
     let kind = app.kind()?;
     let image = app.image(&name).await?;
     let loaded = app.load(&image).await?;
-    let selected = loaded.select(&args.platforms.platforms(Platforms::Host))?;
+    let selected = loaded.select(&args.platforms.platforms(Platforms::Own))?;
     let leased = app.leased().await?;
     let artifacts: Arc<dyn ContentStore> = match kind {
         StoreKind::Containerd => leased.content(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use soci_index::push::{ExistingIndex, PushOptions, newest};
 use soci_index::{Platforms, Stores};
-use soci_oci::ImageRef;
+use soci_oci::{ImageRef, annotation};
 use soci_registry::{NoMeters, Registry};
 
 use crate::app::App;
@@ -31,12 +31,13 @@ pub(crate) async fn run(app: &App, mut args: Push) -> anyhow::Result<()> {
     let loaded = app.load(&image).await?;
     let stores = Stores { image: app.containerd().content(), artifacts: app.artifacts()? };
     let mut indexes = Vec::new();
-    for (platform, entry) in loaded.select(&args.platforms.platforms(Platforms::Host))? {
+    for (platform, entry) in loaded.select(&args.platforms.platforms(Platforms::Own))? {
         let digest = entry.descriptor.digest;
         let bytes = stores.image.read(&digest, soci_oci::manifest::MAX_MANIFEST_SIZE).await?;
-        let layers = bytes.and_then(|bytes| soci_oci::Manifest::decode(&bytes).ok());
-        let layers = layers.map(|manifest| manifest.layers).unwrap_or_default();
-        let (index, v2) = newest(&digest, &layers, &stores.artifacts).await?;
+        let manifest = bytes.and_then(|bytes| soci_oci::Manifest::decode(&bytes).ok());
+        let bound =
+            manifest.and_then(|manifest| manifest.annotations.get(annotation::INDEX_DIGEST)?.parse().ok());
+        let (index, v2) = newest(&digest, bound.as_ref(), &stores.artifacts).await?;
         if v2 {
             app.output.line(
                 "[WARN] Skippping SOCI index manifest v2. You should push the whole image with higher level tools \

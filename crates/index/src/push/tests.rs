@@ -207,7 +207,6 @@ async fn the_newest_index_of_the_subject_is_chosen() {
     let fixture = fixture().await;
     let store = &fixture.stores.artifacts;
     let subject = Descriptor::of(media_type::OCI_MANIFEST, &fixture.image);
-    let layer = Descriptor::of("application/vnd.oci.image.layer.v1.tar", b"layer");
     let other = SociIndex::new(Vec::new(), Some(&Descriptor::of(media_type::OCI_MANIFEST, b"other")));
     let newer = SociIndex::new(Vec::new(), Some(&subject));
     for index in [&newer, &other] {
@@ -216,10 +215,13 @@ async fn the_newest_index_of_the_subject_is_chosen() {
     let path = LocalStore::open(fixture._root.path()).unwrap().path(&newer.digest);
     let file = std::fs::File::open(path).unwrap();
     file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(60)).unwrap();
-    let (found, v2) = newest(&subject.digest, std::slice::from_ref(&layer), store).await.unwrap();
+    let (found, v2) = newest(&subject.digest, None, store).await.unwrap();
     assert_eq!((found.unwrap().digest, v2), (newer.digest, false));
     let second = SociIndex::new(fixture.index.manifest.layers.clone(), None);
     store.put(&second.descriptor(), second.bytes.clone(), &[]).await.unwrap();
-    let (found, v2) = newest(&Digest::of(b"absent"), &[layer], store).await.unwrap();
+    let (found, v2) = newest(&Digest::of(b"absent"), Some(&second.digest), store).await.unwrap();
     assert!(found.is_none() && v2);
+    // The same layers converted elsewhere are no index of this image.
+    let (found, v2) = newest(&subject.digest, None, store).await.unwrap();
+    assert!(found.is_some() && !v2);
 }

@@ -31,7 +31,7 @@ pub(crate) async fn run(app: &App, args: IndexList) -> anyhow::Result<()> {
         Some(reference) => {
             let image = app.image(reference).await?;
             let loaded = app.load(&image).await?;
-            for platform in &args.platform {
+            for platform in args.platform.iter().filter(|_| loaded.index.is_some()) {
                 // Says which platform the image lacks, instead of listing nothing.
                 loaded.select(&soci_index::Platforms::These(vec![platform.clone()]))?;
             }

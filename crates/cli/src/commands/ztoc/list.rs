@@ -28,7 +28,7 @@ pub(crate) async fn run(app: &App, args: ZtocList) -> anyhow::Result<()> {
         ztocs.retain(|ztoc| named.contains(&ztoc.info.digest));
     }
     if let Some(digest) = &args.ztoc_digest {
-        ztocs.retain(|ztoc| ztoc.info.digest == *digest);
+        ztocs.retain(|ztoc| ztoc.info.digest.to_string() == *digest);
         if ztocs.is_empty() && args.image_ref.is_some() {
             bail!("the specified ztoc doesn't exist or is not associated with the specified image");
         }

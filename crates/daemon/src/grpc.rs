@@ -169,6 +169,7 @@ fn info_out(info: Info) -> wire::Info {
 }
 
 /// One status code per class, as containerd's clients map them back.
+#[deny(clippy::wildcard_enum_match_arm)]
 fn status(error: Error) -> Status {
     let message = chain(&error);
     match error.code() {

@@ -1,5 +1,8 @@
 //! Why an operation of the file system failed, and the one number that the kernel is told.
 
+// A new kind of failure is looked at here before it compiles.
+#![deny(clippy::wildcard_enum_match_arm)]
+
 use rustix::io::Errno;
 use soci_layer::{ReadError, ReadErrorKind};
 use thiserror::Error;

@@ -3,6 +3,9 @@
 //! One table for everything, so that a question about behaviour has one place to look. Rows are operations, columns are
 //! status codes; [`Place`] tells whether the registry spoke or the storage it redirected to.
 
+// A new kind of failure is looked at here before it compiles.
+#![deny(clippy::wildcard_enum_match_arm)]
+
 use soci_oci::FetchErrorKind;
 
 /// What is done at a registry.

@@ -132,6 +132,7 @@ impl Transport {
         url.as_str().parse().is_ok_and(|uri| proxies.intercept(&uri).is_some())
     }
 
+    #[expect(clippy::disallowed_methods, reason = "here it is built")]
     fn build(&self, key: &ClientKey) -> Result<reqwest::Client, Failure> {
         let tls = key.identity.client_config(&self.roots)?;
         let mut builder = reqwest::Client::builder()

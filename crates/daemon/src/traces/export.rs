@@ -142,6 +142,7 @@ impl Collector {
             .map_err(ExportError::Start)?;
         let encrypted =
             ENDPOINTS.into_iter().filter_map(environment).any(|endpoint| endpoint.starts_with("https:"));
+        #[expect(clippy::disallowed_methods, reason = "a collector of traces is no registry")]
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls(encrypted)?)
             .http1_only()

@@ -75,7 +75,7 @@ pub(crate) struct Stage {
     pub(crate) child: Child,
     pub(crate) log: Arc<Mutex<Vec<Value>>>,
     pub(crate) client: Client,
-    environment: Vec<(String, String)>,
+    pub(crate) environment: Vec<(String, String)>,
 }
 
 impl Stage {
@@ -118,15 +118,25 @@ impl Stage {
             socket("d.sock")
         );
         std::fs::write(dir.path().join("config.toml"), metrics + config).unwrap();
-        let (child, log) = launch(dir.path(), &environment);
+        let (child, log) = launched(dir.path(), &environment);
         let client = client(&dir.path().join("s.sock")).await;
         Self { dir, child, log, client, environment }
     }
 
     pub(crate) async fn start_again(&mut self) {
-        let (child, log) = launch(self.dir.path(), &self.environment);
+        let (child, log) = launched(self.dir.path(), &self.environment);
         (self.child, self.log) = (child, log);
         self.client = client(&self.dir.path().join("s.sock")).await;
+    }
+
+    /// As [`Self::start_again`]; `false` when the daemon ends before it is ready.
+    pub(crate) async fn start_if_it_lives(&mut self) -> bool {
+        let (child, log, started) = launch(self.dir.path(), &self.environment);
+        (self.child, self.log) = (child, log);
+        if started {
+            self.client = client(&self.dir.path().join("s.sock")).await;
+        }
+        started
     }
 
     pub(crate) fn end(&mut self, signal: Signal) {
@@ -331,7 +341,17 @@ fn command(dir: &Path) -> Command {
     command
 }
 
-fn launch(dir: &Path, environment: &[(String, String)]) -> (Child, Arc<Mutex<Vec<Value>>>) {
+fn launched(dir: &Path, environment: &[(String, String)]) -> (Child, Arc<Mutex<Vec<Value>>>) {
+    let (mut child, log, started) = launch(dir, environment);
+    if !started {
+        let _ = child.kill();
+        panic!("the daemon does not start: {:#?}", log.lock().unwrap());
+    }
+    (child, log)
+}
+
+/// Starts a daemon; returns whether it became ready.
+fn launch(dir: &Path, environment: &[(String, String)]) -> (Child, Arc<Mutex<Vec<Value>>>, bool) {
     let mut child = command(dir).envs(environment.iter().cloned()).spawn().unwrap();
     let stderr = BufReader::new(child.stderr.take().unwrap());
     let log = Arc::new(Mutex::new(Vec::new()));
@@ -347,11 +367,9 @@ fn launch(dir: &Path, environment: &[(String, String)]) -> (Child, Arc<Mutex<Vec
             }
         }
     });
-    if ready.recv_timeout(Duration::from_secs(30)).is_err() {
-        let _ = child.kill();
-        panic!("the daemon does not start: {:#?}", log.lock().unwrap());
-    }
-    (child, log)
+    // Nobody is left to say so when its log ends.
+    let started = ready.recv_timeout(Duration::from_secs(30)).is_ok();
+    (child, log, started)
 }
 
 pub(crate) async fn registry() -> TestRegistry {

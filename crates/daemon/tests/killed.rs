@@ -1,0 +1,229 @@
+//! Killed at every step on disk of a start, a pull, a read and a removal, one after another: what was answered is there, and what
+//! was not leaves nothing behind. See `support/killer.c` for what a step is.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use soci_snapshotter_grpc::proto::snapshots as wire;
+use soci_testkit::TestRegistry;
+use soci_testkit::layer_gen::{Attr, LayerBuilder, Numbers};
+use support::image::{Published, publish};
+use support::stage::{CONFIG, Stage, chains, pull_layer, registry};
+use tonic::Code;
+
+/// More steps than any of these works has.
+const MANY: usize = 500;
+
+/// A daemon that dies at a step, and what it is asked for.
+struct Victim {
+    stage: Stage,
+    _registry: TestRegistry,
+    published: Published,
+    big: Vec<u8>,
+    /// The files of a daemon without images.
+    before: Vec<(PathBuf, u64)>,
+}
+
+impl Victim {
+    async fn new() -> Self {
+        let registry = registry().await;
+        let big = Numbers::new(5).bytes(2_500_000);
+        let lazy = LayerBuilder::new().file("big", &Attr::default(), &big).gzip();
+        let unpacked = LayerBuilder::new().file("small", &Attr::default(), b"small\n").gzip();
+        let published = publish(&registry, "team/app", vec![lazy, unpacked], |number| number == 0);
+        let mut stage = Stage::new(&registry, CONFIG).await;
+        let killer = stage.dir.path().join("killer.so");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/killer.c");
+        // Cargo links with it, so it is there.
+        let mut compiler = Command::new("cc");
+        let compiled = compiler.args(["-shared", "-fPIC", "-o"]).arg(&killer).args([source, "-ldl"]).status();
+        assert!(compiled.unwrap().success(), "{source} does not compile");
+        stage.end(Signal::TERM);
+        let before = stage.files();
+        Self { stage, _registry: registry, published, big, before }
+    }
+
+    fn log(&self) -> PathBuf {
+        self.stage.dir.path().join("step")
+    }
+
+    /// Has the next daemon die at step `number`, counted from [`Self::arm`] on.
+    fn aim(&mut self, number: usize) {
+        let variable = |name: &str, value: String| (name.to_owned(), value);
+        let text = |path: PathBuf| path.display().to_string();
+        self.stage.environment = vec![
+            variable("LD_PRELOAD", text(self.stage.dir.path().join("killer.so"))),
+            variable("SOCI_KILL_ROOT", text(self.stage.state())),
+            variable("SOCI_KILL_LOG", text(self.log())),
+            variable("SOCI_KILL_AT", number.to_string()),
+        ];
+    }
+
+    fn arm(&self) {
+        fs::write(self.log(), b"").unwrap();
+    }
+
+    /// Waits until the daemon is dead, and returns the step; nothing when it lives.
+    fn died(&mut self) -> Option<String> {
+        self.stage.environment.clear();
+        let step = fs::read_to_string(self.log()).unwrap();
+        fs::remove_file(self.log()).unwrap();
+        if step.is_empty() {
+            return None;
+        }
+        self.stage.child.wait().unwrap();
+        Some(step.trim_end().to_owned())
+    }
+
+    /// Pulls as far as the daemon lives; returns how many layers it answered for.
+    async fn pull(&mut self) -> usize {
+        let layers = self.published.image.layers.len();
+        for number in 0..layers {
+            match pull_layer(&mut self.stage.client, &self.published, number).await.0 {
+                Err(status) if status.code() == Code::AlreadyExists => {}
+                _ => return number,
+            }
+        }
+        layers
+    }
+
+    /// Mounts the image and reads the large file; nothing when the daemon dies meanwhile.
+    async fn read(&mut self) -> Option<Vec<u8>> {
+        let top = chains(&self.published).pop().unwrap();
+        let answer = self.stage.prepare("container", &top, Default::default()).await.ok()?;
+        let merged = self.stage.mount(&answer);
+        let read = tokio::task::spawn_blocking(move || fs::read(merged.join("big")).ok()).await.unwrap();
+        self.stage.unmount();
+        let container = wire::RemoveSnapshotRequest { key: "container".to_owned(), ..Default::default() };
+        self.stage.client.remove(container).await.ok()?;
+        read
+    }
+
+    /// Removes the image as far as the daemon lives; returns whether all of it went.
+    async fn remove(&mut self) -> bool {
+        for key in chains(&self.published).into_iter().rev() {
+            let remove = wire::RemoveSnapshotRequest { key, ..Default::default() };
+            if self.stage.client.remove(remove).await.is_err() {
+                return false;
+            }
+        }
+        self.stage.client.cleanup(wire::CleanupRequest::default()).await.is_ok()
+    }
+
+    async fn names(&mut self) -> BTreeSet<String> {
+        let mut answers =
+            self.stage.client.list(wire::ListSnapshotsRequest::default()).await.unwrap().into_inner();
+        let mut names = BTreeSet::new();
+        while let Some(answer) = answers.message().await.unwrap() {
+            names.extend(answer.info.into_iter().map(|info| info.name));
+        }
+        names
+    }
+
+    /// Looks at what the next daemon makes of it: the image can be pulled, is right, and goes without a trace.
+    async fn recovers(&mut self, step: &str) {
+        let layers = self.published.image.layers.len();
+        assert_eq!(self.pull().await, layers, "killed {step}: {:#?}", self.stage.log.lock().unwrap());
+        let read = self.read().await;
+        assert!(read.as_ref() == Some(&self.big), "killed {step}: the large file differs");
+        if self.names().await.contains("container") {
+            self.stage.remove(&["container".to_owned()]).await;
+        }
+        assert!(self.remove().await, "killed {step}");
+        self.stage.wait_for_files(&self.before.clone()).await;
+        assert_eq!(self.stage.fuse_mounts(), 0, "killed {step}");
+        self.stage.end(Signal::KILL);
+    }
+}
+
+/// Fails unless somebody was killed at each of `paths`, whose `*` stands for anything. At which call on it depends on what else
+/// was under way.
+fn among(steps: &[String], paths: &[&str]) {
+    for wanted in paths {
+        let (start, end) = wanted.split_once('*').unwrap();
+        let mut killed = steps.iter().filter_map(|step| step.split(' ').nth(2));
+        let found = killed.any(|path| path.starts_with(start) && path.ends_with(end));
+        assert!(found, "nobody was killed at {wanted}: {steps:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_step_of_a_start_or_a_pull_what_was_answered_is_there() {
+    let mut victim = Victim::new().await;
+    let mut steps = Vec::new();
+    for number in 1..MANY {
+        victim.aim(number);
+        victim.arm();
+        let answered = if victim.stage.start_if_it_lives().await { victim.pull().await } else { 0 };
+        let Some(step) = victim.died() else { break };
+        victim.stage.start_again().await;
+        let names = victim.names().await;
+        let kept = chains(&victim.published).iter().take_while(|name| names.contains(*name)).count();
+        assert!(kept >= answered, "killed {step}: {answered} layers were answered, {kept} are there");
+        victim.recovers(&step).await;
+        steps.push(step);
+    }
+    among(
+        &steps,
+        &["lock*", "*trial/merged", "ztocs/tmp/*", "ztocs/sha256*", "*snapshots/1/record", "*snapshots/2/fs"],
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_step_of_a_read_the_next_one_is_right() {
+    let mut victim = Victim::new().await;
+    let mut steps = Vec::new();
+    for number in 1..MANY {
+        victim.aim(number);
+        victim.stage.start_again().await;
+        assert_eq!(victim.pull().await, 2);
+        victim.arm();
+        let read = victim.read().await;
+        assert!(read.is_none_or(|read| read == victim.big), "other bytes");
+        let Some(step) = victim.died() else { break };
+        victim.stage.start_again().await;
+        if victim.names().await.contains("container") {
+            victim.stage.remove(&["container".to_owned()]).await;
+        }
+        victim.recovers(&step).await;
+        steps.push(step);
+    }
+    among(&steps, &["soci/spans/tmp/*", "soci/spans/sha256/*.plain"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_step_of_a_removal_it_ends_at_the_next_start() {
+    let mut victim = Victim::new().await;
+    let mut steps = Vec::new();
+    for number in 1..MANY {
+        victim.aim(number);
+        victim.stage.start_again().await;
+        assert_eq!(victim.pull().await, 2);
+        assert!(victim.read().await.as_ref() == Some(&victim.big));
+        victim.arm();
+        let removed = victim.remove().await;
+        if removed {
+            // What an answered removal leaves goes soon after.
+            let end = Instant::now() + Duration::from_secs(30);
+            while victim.stage.files() != victim.before && fs::read(victim.log()).unwrap().is_empty() {
+                assert!(Instant::now() < end, "{:#?}", victim.stage.files());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        let Some(step) = victim.died() else { break };
+        victim.stage.start_again().await;
+        if removed {
+            assert_eq!(victim.names().await, BTreeSet::new(), "killed {step}");
+        }
+        victim.recovers(&step).await;
+        steps.push(step);
+    }
+    among(&steps, &["*removed", "ztocs/sha256/*", "soci/spans/tmp/*", "*fs"]);
+}

@@ -9,12 +9,15 @@ use bytes::Bytes;
 use futures::stream::{Stream, StreamExt as _};
 use soci_oci::{Descriptor, Digest, FetchContext, FetchError, media_type};
 use soci_store::{ContentStore, StoreError, rfc3339};
+use tokio::sync::Semaphore;
 
 use crate::manifest::{EMPTY_CONFIG, SociIndex};
 use crate::remote::Remote;
 
-/// Artifacts fetched at a time: enough to hide a round trip, few enough that their bytes fit in memory.
-const PARALLEL: usize = 8;
+/// Artifacts fetched at a time: enough to hide the round trips of an image of many layers, and fewer than a host gets at once.
+const PARALLEL: usize = 24;
+/// Bytes of artifacts fetched at a time, as far as their sizes are known; a larger one is fetched alone.
+const AT_ONCE: u32 = 64 << 20;
 /// The largest zTOC that is read, in bytes: what decoding accepts.
 pub const MAX_ZTOC_SIZE: u64 = 512 << 20;
 /// The largest prefetch artifact that is read, in bytes.
@@ -57,6 +60,7 @@ pub fn resolve(
     context: FetchContext,
 ) -> impl Stream<Item = Resolved> + Send {
     let artifacts = artifacts(&index);
+    let room = Arc::new(Semaphore::new(AT_ONCE as usize));
     let storing = {
         let (index, local) = (Arc::clone(&index), Arc::clone(&local));
         async move {
@@ -68,10 +72,17 @@ pub fn resolve(
     // The index first: its labels keep the artifacts from containerd's collector from the moment they are stored.
     futures::stream::once(storing).flat_map(move |()| {
         let (remote, local, context) = (Arc::clone(&remote), Arc::clone(&local), context.clone());
+        let room = Arc::clone(&room);
         futures::stream::iter(artifacts.clone())
             .map(move |(layer, kind, descriptor)| {
                 let (remote, local, context) = (Arc::clone(&remote), Arc::clone(&local), context.clone());
-                async move { fetch_artifact(layer, kind, descriptor, &*remote, &*local, &context).await }
+                let room = Arc::clone(&room);
+                async move {
+                    let bytes = u32::try_from(descriptor.size).unwrap_or(AT_ONCE).min(AT_ONCE);
+                    // It is never closed.
+                    let _taken = room.acquire_many(bytes).await;
+                    fetch_artifact(layer, kind, descriptor, &*remote, &*local, &context).await
+                }
             })
             .buffer_unordered(PARALLEL)
     })

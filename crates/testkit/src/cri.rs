@@ -73,22 +73,24 @@ impl ImageService {
         auth: Option<AuthConfig>,
         namespace: &str,
     ) -> Result<String, tonic::Status> {
-        let metadata = api::PodSandboxMetadata {
-            name: "pod".to_owned(),
-            uid: "uid".to_owned(),
-            namespace: namespace.to_owned(),
-            attempt: 0,
-        };
-        let request = api::PullImageRequest {
-            image: Some(spec(image)),
-            auth,
-            sandbox_config: Some(api::PodSandboxConfig {
-                metadata: Some(metadata),
-                ..api::PodSandboxConfig::default()
-            }),
-        };
+        let request = pull_request(image, auth, namespace);
         let mut client = self.client();
         Ok(self.0.runtime.block_on(client.pull_image(request))?.into_inner().image_ref)
+    }
+
+    /// Pulls as [`Self::pull`] does, and gives the call up when `patience` has passed; `None` then.
+    pub fn pull_within(
+        &self,
+        patience: Duration,
+        image: &str,
+        auth: Option<AuthConfig>,
+        namespace: &str,
+    ) -> Option<Result<String, tonic::Status>> {
+        let request = pull_request(image, auth, namespace);
+        let mut client = self.client();
+        let pulling = async { tokio::time::timeout(patience, client.pull_image(request)).await };
+        let pulled = self.0.runtime.block_on(pulling).ok()?;
+        Some(pulled.map(|answer| answer.into_inner().image_ref))
     }
 
     /// Returns what the service knows of an image, if it has it.
@@ -114,6 +116,23 @@ impl ImageService {
 
     fn client(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.0.channel.clone())
+    }
+}
+
+fn pull_request(image: &str, auth: Option<AuthConfig>, namespace: &str) -> api::PullImageRequest {
+    let metadata = api::PodSandboxMetadata {
+        name: "pod".to_owned(),
+        uid: "uid".to_owned(),
+        namespace: namespace.to_owned(),
+        attempt: 0,
+    };
+    api::PullImageRequest {
+        image: Some(spec(image)),
+        auth,
+        sandbox_config: Some(api::PodSandboxConfig {
+            metadata: Some(metadata),
+            ..api::PodSandboxConfig::default()
+        }),
     }
 }
 

@@ -158,6 +158,26 @@ pub fn single(seed: u64) -> Image {
     Image::new(vec![layer], Dialect::Oci, &["/probe", "echo", "hello"])
 }
 
+/// A small image, different for each `seed`: a layer that all have in common, and one of their own with the file `content`.
+pub fn small(seed: u64) -> Image {
+    let base = LayerBuilder::new().file("probe", &Attr::mode(0o755), PROBE).gzip();
+    let content = Numbers::new(seed).bytes(1_200_000);
+    let own = LayerBuilder::new().file("content", &Attr::default(), &content).gzip();
+    Image::new(vec![base, own], Dialect::Oci, &["/probe", "echo", "hello"])
+}
+
+/// As many layers as an image may have, with a small file each: `0` in the lowest.
+pub fn tall() -> Image {
+    let layer = |number: usize| {
+        let mut builder = LayerBuilder::new();
+        if number == 0 {
+            builder = builder.file("probe", &Attr::mode(0o755), PROBE);
+        }
+        builder.file(number.to_string(), &Attr::default(), number.to_string().as_bytes()).gzip()
+    };
+    Image::new((0..127).map(layer).collect(), Dialect::Oci, &["/probe", "echo", "hello"])
+}
+
 /// A small image that holds a pod's namespaces: it waits.
 pub fn pause() -> Image {
     let layer = LayerBuilder::new().file("probe", &Attr::mode(0o755), PROBE).gzip();

@@ -18,5 +18,6 @@ pub mod pull;
 pub mod rootfs;
 pub mod scrape;
 pub mod stage;
+pub mod state;
 
 pub use stage::{Stage, StageOptions};

@@ -41,12 +41,26 @@ impl Stage {
     /// # Errors
     /// Where the command line fails.
     pub fn publish_v2(&self, image: &Image, repository: &str, tag: &str) -> Result<Published> {
+        self.publish_v2_from(images::MIN_LAYER, image, repository, tag)
+    }
+
+    /// The same with layers of at least `min_layer` bytes indexed.
+    ///
+    /// # Errors
+    /// Where the command line fails.
+    pub fn publish_v2_from(
+        &self,
+        min_layer: &str,
+        image: &Image,
+        repository: &str,
+        tag: &str,
+    ) -> Result<Published> {
         let work = tempfile::tempdir_in(self.path())?;
         let (from, to) = (work.path().join("from"), work.path().join("to"));
         layout::write(image, &from)?;
         let mut command = Command::new(self.binaries.path("soci"));
         command
-            .args(["convert", "--standalone", "--format", "oci-dir", "--min-layer-size", images::MIN_LAYER])
+            .args(["convert", "--standalone", "--format", "oci-dir", "--min-layer-size", min_layer])
             .args([&from, &to])
             .envs(self.cli_env());
         output(&mut command)?;

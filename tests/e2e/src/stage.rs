@@ -49,6 +49,8 @@ pub struct StageOptions {
     pub config: String,
     /// Keys of the daemon's configuration, before any table.
     pub config_head: String,
+    /// Options of a tmpfs for the daemon's root directory; none for the stage's own file system.
+    pub tmpfs: Option<String>,
     /// The daemon's log level.
     pub log_level: String,
     /// The image, below the registry, that containerd holds a pod's namespaces with.
@@ -84,6 +86,7 @@ impl StageOptions {
             more_logins: Vec::new(),
             config: "[background_fetch]\ndisable = true\n".to_owned(),
             config_head: String::new(),
+            tmpfs: None,
             log_level: "debug".to_owned(),
             sandbox_image: None,
             env: Vec::new(),
@@ -162,6 +165,9 @@ impl Stage {
         let containerd_directory = at.join("c");
         let config = daemon_config(&options, &host, &containerd_directory.join("c.sock"));
         let config = config.replace("{stage}", &at.display().to_string());
+        if let Some(tmpfs) = &options.tmpfs {
+            mount_tmpfs(&at.join("s/root"), tmpfs).context("mount a tmpfs for the daemon's root")?;
+        }
         let snapshotter = Snapshotter::start(
             &at.join("s"),
             snapshotter::Options {
@@ -335,6 +341,13 @@ pub fn write_docker_config(directory: &Path, hosts: &[&str], login: Option<(&str
     std::fs::write(&unfinished, json!({"auths": auths}).to_string())?;
     std::fs::set_permissions(&unfinished, std::fs::Permissions::from_mode(0o600))?;
     std::fs::rename(&unfinished, directory.join("config.json"))?;
+    Ok(())
+}
+
+fn mount_tmpfs(at: &Path, options: &str) -> Result<()> {
+    std::fs::create_dir_all(at)?;
+    let options = std::ffi::CString::new(options)?;
+    rustix::mount::mount("tmpfs", at, "tmpfs", rustix::mount::MountFlags::empty(), options.as_c_str())?;
     Ok(())
 }
 

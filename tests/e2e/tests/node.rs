@@ -1,7 +1,6 @@
 //! A node's life with a real containerd: what is on the machine needs no registry, what is removed is gone, and a containerd
 //! that restarts or collects at the wrong moment loses nothing.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -103,64 +102,22 @@ fn content_that_is_here_is_used_whatever_the_registry_says() -> Result<()> {
     Ok(())
 }
 
-/// Files beneath the daemon's root, without its lock and what is mounted.
-fn files(stage: &Stage) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut dirs = vec![stage.snapshotter.root()];
-    while let Some(dir) = dirs.pop() {
-        for entry in dir.read_dir().into_iter().flatten().flatten() {
-            let is = |test: fn(&std::fs::FileType) -> bool| entry.file_type().is_ok_and(|kind| test(&kind));
-            if is(std::fs::FileType::is_dir) && entry.file_name() != "fs" {
-                dirs.push(entry.path());
-            } else if is(std::fs::FileType::is_file) && entry.file_name() != "lock" {
-                found.push(entry.path());
-            }
-        }
-    }
-    found.sort();
-    found
-}
-
-fn wait_for_files(stage: &Stage, before: &[PathBuf]) -> Result<()> {
-    let same = || (files(stage) == before).then_some(());
-    if wait::until(PATIENCE, same).is_none() {
-        bail!("files {:#?}\nare not {before:#?}\n{}", files(stage), stage.log_tail());
-    }
-    Ok(())
-}
-
-/// Ends every lease. That of a pull whose containerd died holds what it had until it runs out, after a day.
-fn end_leases(stage: &Stage) -> Result<()> {
-    let leases = stage.containerd.run(KUBELET, &["leases", "list", "--quiet"])?;
-    for lease in leases.split_whitespace() {
-        stage.containerd.run(KUBELET, &["leases", "delete", lease])?;
-    }
-    Ok(())
-}
-
-/// Runs containerd's collector and waits for it.
-fn collect(stage: &Stage) -> Result<()> {
-    stage.containerd.run(KUBELET, &["leases", "create", "--id", "collect"])?;
-    stage.containerd.run(KUBELET, &["leases", "delete", "--sync", "collect"])?;
-    Ok(())
-}
-
 #[test]
 fn an_image_removed_in_the_middle_of_its_fetches_gives_the_disk_back() -> Result<()> {
     let mut options = options()?;
     options.config = "[blob]\nfetching_timeout_sec = 60\n".to_owned();
     let stage = Stage::start(options)?;
     let published = stage.publish_v1(&images::odd(Dialect::Oci), "team/app", "1")?;
-    let before = files(&stage);
+    let before = stage.files();
     stage.pull_as_kubelet(&published)?;
     assert_eq!(stage.lazy_layers()?, 2);
     // From here on the background has little to go on.
     stage.registry.shape(Duration::ZERO, Some(20_000));
     stage.containerd.image_service()?.remove(&published.reference)?;
-    collect(&stage)?;
+    stage.collect()?;
     let gone = wait::until(PATIENCE, || (stage.lazy_layers().ok()? == 0).then_some(()));
     assert!(gone.is_some(), "{}", stage.log_tail());
-    wait_for_files(&stage, &before)?;
+    stage.wait_for_files(&before)?;
     stage.registry.shape(Duration::ZERO, None);
     stage.pull_as_kubelet(&published)?;
     assert_eq!(stage.lazy_layers()?, 2);
@@ -173,7 +130,7 @@ fn a_containerd_restarted_in_the_middle_of_a_pull_pulls_again_and_leaks_nothing(
     let mut stage = Stage::start(options()?)?;
     let image = images::odd(Dialect::Oci);
     let published = stage.publish_v1(&image, "team/app", "1")?;
-    let before = files(&stage);
+    let before = stage.files();
     stage.registry.clear_log();
     // The pull hangs at a layer that is small enough not to be lazy, or at a zTOC, whichever comes first.
     stage.registry.fault(Fault::new(Matcher::blobs(), Action::Stall(100)).skip(2));
@@ -195,9 +152,9 @@ fn a_containerd_restarted_in_the_middle_of_a_pull_pulls_again_and_leaks_nothing(
     let differences = stage.differences(KUBELET, &published, &image, &images::odd_timeless())?;
     assert!(differences.is_empty(), "{}", differences.join("\n"));
     stage.containerd.image_service()?.remove(&published.reference)?;
-    end_leases(&stage)?;
-    collect(&stage)?;
-    wait_for_files(&stage, &before)?;
+    stage.end_leases()?;
+    stage.collect()?;
+    stage.wait_for_files(&before)?;
     assert_eq!(stage.lazy_layers()?, 0);
     Ok(())
 }
@@ -215,7 +172,7 @@ fn containerds_collector_between_any_two_steps_loses_nothing() -> Result<()> {
             let collecting = scope.spawn(|| -> Result<u32> {
                 let mut rounds = 0;
                 while !done.load(Ordering::Relaxed) {
-                    collect(&stage)?;
+                    stage.collect()?;
                     rounds += 1;
                 }
                 Ok(rounds)

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use soci_e2e::publish::Published;
 use soci_e2e::pull::KUBELET;
+use soci_e2e::state::PATIENCE;
 use soci_e2e::{Stage, StageOptions, images};
 use soci_testkit::image::{Dialect, Image};
 use soci_testkit::{Action, AuthMode, Fault, Matcher};
@@ -138,5 +139,47 @@ fn a_removed_image_can_be_pulled_again() -> Result<()> {
     stage.pull_as_kubelet(&published)?;
     assert_eq!(stage.lazy_layers()?, 2);
     assert_eq!(stage.probe(KUBELET, &published, "again", &["echo", "again"])?, "again\n");
+    Ok(())
+}
+
+#[test]
+fn a_registry_that_says_try_again_at_once_is_not_stormed() -> Result<()> {
+    for status in [429, 503] {
+        let mut options = StageOptions::new(AuthMode::Basic)?;
+        options
+            .config
+            .push_str("[http]\nMinWaitMsec = 5\nMaxWaitMsec = 50\n[blob]\nfetching_timeout_sec = 20\n");
+        let stage = Stage::start(options)?;
+        let image = images::odd(Dialect::Oci);
+        let published = stage.publish_v1(&image, "team/app", "1")?;
+        // Only the daemon asks for referrers.
+        stage.registry.clear_log();
+        stage.registry.fault(Fault::new(Matcher::path("/referrers/"), Action::retry_after(status, "0")));
+        stage.pull_as_kubelet(&published)?;
+        assert_eq!(stage.lazy_layers()?, 0, "{status}: the image is left to containerd");
+        let refused = || stage.registry.log().iter().filter(|seen| seen.status == status).count();
+        assert!((2..=40).contains(&refused()), "{status}: {} requests", refused());
+        assert_eq!(stage.probe(KUBELET, &published, "left", &["echo", "left"])?, "left\n");
+        stage.registry.clear_faults();
+        stage.containerd.image_service()?.remove(&published.reference)?;
+        stage.collect()?;
+        // That its index could not be had is remembered for a moment.
+        let lazy = || {
+            stage.pull_as_kubelet(&published).ok()?;
+            if stage.lazy_layers().ok()? == 2 {
+                return Some(());
+            }
+            stage.containerd.image_service().ok()?.remove(&published.reference).ok()?;
+            stage.collect().ok()?;
+            None
+        };
+        assert!(soci_testkit::wait::until(PATIENCE, lazy).is_some(), "{status}: {}", stage.log_tail());
+        // A storm that ends while a reader waits is not seen by it.
+        stage.registry.clear_log();
+        stage.registry.fault(Fault::new(Matcher::blobs(), Action::retry_after(status, "0")).times(5));
+        let printed = stage.probe(KUBELET, &published, "lazy", &["sum", "/large"])?;
+        assert!(printed.starts_with(&format!("/large {} ", images::LARGE)), "{status}: {printed}");
+        assert_eq!(refused(), 5, "{status}");
+    }
     Ok(())
 }

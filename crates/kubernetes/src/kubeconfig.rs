@@ -5,6 +5,8 @@
 //! first definition winning; `$HOME/.kube/config`; `$HOME/kube/config`; the service account of the pod. A path that is
 //! configured is the only candidate.
 
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -134,6 +136,10 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Current, LoadError> {
         if metadata.len() > MAX_SIZE {
             return Err(LoadError::TooLarge { path: path.clone(), size: metadata.len() });
         }
+        if is_cut_utf16(path, &metadata).map_err(|source| LoadError::Read { path: path.clone(), source })? {
+            let what = "it is UTF-16 and ends within a character; is it still being written?".to_owned();
+            return Err(LoadError::Incomplete { path: path.clone(), what });
+        }
         let malformed = |source| LoadError::Malformed { path: path.clone(), source: Box::new(source) };
         let file = Kubeconfig::read_from(path).map_err(malformed)?;
         let runs_programs = file
@@ -179,6 +185,16 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Current, LoadError> {
     let secret = [&user.client_key, &user.token_file].into_iter().flatten().map(Path::new);
     let notices = paths.iter().map(PathBuf::as_path).chain(secret).filter_map(exposed).collect();
     Ok(Current { kubeconfig: merged, user, cluster, files, notices })
+}
+
+/// Whether a file is UTF-16 of an odd length: kube, which knows UTF-16 by its mark, panics at the half character.
+fn is_cut_utf16(path: &Path, metadata: &Metadata) -> io::Result<bool> {
+    if metadata.len().is_multiple_of(2) {
+        return Ok(false);
+    }
+    let mut mark = Vec::new();
+    File::open(path)?.take(2).read_to_end(&mut mark)?;
+    Ok(matches!(mark.as_slice(), [0xfe, 0xff] | [0xff, 0xfe]))
 }
 
 /// Returns what to do about a file that others than its owner can read, or that belongs to a stranger.
@@ -269,6 +285,21 @@ users: [{name: u, user: {tokenFile: token}}]
         let path = write(dir.path().join("config"), MINIMAL);
         let current = load(std::slice::from_ref(&path)).unwrap();
         assert_eq!(current.files, [path, dir.path().join("ca.crt"), dir.path().join("token")]);
+    }
+
+    #[test]
+    fn utf16_is_read_and_where_it_is_cut_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        for to_bytes in [u16::to_le_bytes as fn(u16) -> [u8; 2], u16::to_be_bytes] {
+            let text = format!("\u{feff}{MINIMAL}");
+            let bytes: Vec<u8> = text.encode_utf16().flat_map(to_bytes).collect();
+            fs::write(&path, &bytes).unwrap();
+            assert!(load(std::slice::from_ref(&path)).is_ok());
+            fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+            let error = load(std::slice::from_ref(&path)).unwrap_err().to_string();
+            assert!(error.contains("ends within a character"), "{error}");
+        }
     }
 
     #[test]

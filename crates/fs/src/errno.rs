@@ -77,11 +77,7 @@ impl FsError {
     /// Whether the bytes did not come though nothing is known to be wrong with them or with the credentials.
     pub(crate) fn is_of_time(&self) -> bool {
         let of_time = [ReadErrorKind::TimedOut, ReadErrorKind::Unavailable];
-        match self {
-            Self::TimedOut => true,
-            Self::Read(error) => of_time.contains(&error.kind()),
-            _ => false,
-        }
+        matches!(self, Self::TimedOut) || matches!(self, Self::Read(error) if of_time.contains(&error.kind()))
     }
 
     /// Returns the number that the kernel is told.

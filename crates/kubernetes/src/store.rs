@@ -98,11 +98,6 @@ impl SecretStore {
         self.secrets.len()
     }
 
-    /// Whether there is none.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.secrets.is_empty()
-    }
-
     /// Adds or replaces a secret. Returns whether anything changed for lookups; `false` also when it was skipped because
     /// the store is full, which is logged.
     pub(crate) fn apply(&mut self, secret: Secret) -> bool {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use soci_testkit::kube_api::KubeApi;
-use support::{Rig, capture_log, count, eventually, healed, put, until};
+use support::{Rig, count, eventually, healed, put, until};
 
 const VERSION: &str = "client.authentication.k8s.io/v1";
 
@@ -90,24 +90,6 @@ printf '{{"apiVersion":"{VERSION}","status":{{"token":"t","expirationTimestamp":
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     rig.login(api, &json!({ "exec": { "apiVersion": VERSION, "command": script } }));
     move || std::fs::read_to_string(&runs).unwrap_or_default().lines().count()
-}
-
-#[tokio::test]
-async fn a_kubeconfig_that_others_can_read_is_named_once() {
-    let (log, _guard) = capture_log();
-    let api = KubeApi::start("t").await.unwrap();
-    let rig = Rig::new();
-    let keychain = rig.synced(&api).await;
-    for at in 0..3 {
-        // Replaced and as open as before: the connection is made anew.
-        let lists = count(&api, "list");
-        rig.login(&api, &json!({ "token": "t", "username": format!("{at}") }));
-        until("it is connected anew", || count(&api, "list") > lists).await;
-    }
-    healed(&keychain).await;
-    let said = log.text();
-    assert_eq!(said.matches("others may read credentials").count(), 1, "{said}");
-    assert!(said.contains(".kube/config has mode 0644"), "{said}");
 }
 
 #[tokio::test]

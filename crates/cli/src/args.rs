@@ -16,6 +16,8 @@ pub(crate) enum Stop {
     Text(String),
     /// A mistake.
     Error(String),
+    /// A command that there is not, which the Go tool tells by another exit status.
+    NoSuchCommand(String),
 }
 
 /// Parses the command line, program name included.
@@ -179,7 +181,11 @@ fn stop(error: &clap::Error, usage: &str) -> Stop {
         }
         _ => rendered.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
     };
-    Stop::Error(if usage.is_empty() { message } else { format!("{message}\n\n{usage}") })
+    let message = if usage.is_empty() { message } else { format!("{message}\n\n{usage}") };
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => Stop::NoSuchCommand(message),
+        _ => Stop::Error(message),
+    }
 }
 
 #[cfg(test)]
@@ -193,7 +199,7 @@ mod tests {
 
     fn error(words: &str) -> String {
         match parse(words) {
-            Err(Stop::Error(message)) => message,
+            Err(Stop::Error(message) | Stop::NoSuchCommand(message)) => message,
             Err(Stop::Text(text)) => panic!("{text}"),
             Ok(_) => panic!("{words} is accepted"),
         }
@@ -293,7 +299,13 @@ mod tests {
         );
         assert!(error("--timeout -5s rebuild-db").starts_with("invalid value \"-5s\" for flag -timeout"));
         assert!(error("create --nope").starts_with("flag provided but not defined: -nope"));
-        assert!(error("nope").starts_with("no such command: nope"));
+        for words in ["nope", "index nope", "help nope"] {
+            let stop = parse(words);
+            assert!(
+                matches!(&stop, Err(Stop::NoSuchCommand(text)) if text.starts_with("no such command: nope")),
+                "{words}"
+            );
+        }
         let message = error("convert --format zip a b");
         assert!(
             message.contains("unsupported output format \"zip\": must be \"oci-archive\" or \"oci-dir\"")

@@ -23,6 +23,9 @@ use crate::app::App;
 use crate::cli::{Cli, Command};
 use crate::output::Output;
 
+/// The exit status for a command that there is not; each other failure has 1.
+const NO_SUCH_COMMAND: u8 = 3;
+
 fn main() -> ExitCode {
     let output = Arc::new(Output::new());
     let cli = match args::parse(std::env::args_os()) {
@@ -32,6 +35,10 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(args::Stop::Error(message)) => return output.fail(&message),
+        Err(args::Stop::NoSuchCommand(message)) => {
+            output.fail(&message);
+            return ExitCode::from(NO_SUCH_COMMAND);
+        }
     };
     output::log(cli.global.debug || matches!(&cli.command, Some(Command::Push(push)) if push.dumps()));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

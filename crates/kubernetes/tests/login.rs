@@ -1,4 +1,4 @@
-//! How the sync is known to the API server: certificates and exec plugins, while they change.
+//! How the sync is known to the API server: certificates and exec plugins, while they change, and who else can read them.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -118,4 +118,22 @@ async fn a_plugin_runs_again_before_its_token_ends() {
     eventually(&keychain, "reg.example/a", &["x"]).await;
     until("it ran again", || runs() > 1).await;
     healed(&keychain).await;
+}
+
+#[tokio::test]
+async fn a_kubeconfig_that_others_can_read_is_named_once() {
+    let (log, _guard) = soci_testkit::log::capture();
+    let api = KubeApi::start("t").await.unwrap();
+    let rig = Rig::new();
+    let keychain = rig.synced(&api).await;
+    for at in 0..3 {
+        // Replaced and as open as before: the connection is made anew.
+        let lists = count(&api, "list");
+        rig.login(&api, &json!({ "token": "t", "username": format!("{at}") }));
+        until("it is connected anew", || count(&api, "list") > lists).await;
+    }
+    healed(&keychain).await;
+    let said = log.text();
+    assert_eq!(said.matches("others may read credentials").count(), 1, "{said}");
+    assert!(said.contains(".kube/config has mode 0644"), "{said}");
 }

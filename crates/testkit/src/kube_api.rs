@@ -183,6 +183,11 @@ impl KubeApi {
         .to_string()
     }
 
+    /// Returns the certificate by which it is trusted.
+    pub fn ca_pem(&self) -> &str {
+        self.shared.ca.pem()
+    }
+
     /// Creates or replaces a secret of `kind` with `data` (not yet base64) and tells the watches.
     pub fn put(&self, namespace: &str, name: &str, kind: &str, data: &[(&str, &str)]) {
         let mut state = self.shared.state.lock();

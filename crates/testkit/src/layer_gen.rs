@@ -256,7 +256,8 @@ pub struct Numbers(u64);
 impl Numbers {
     /// Starts a sequence.
     pub fn new(seed: u64) -> Self {
-        Self(seed | 1)
+        // Spread, since the state must not be zero: of two neighbours, setting a bit would make one.
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
     /// Returns the next.

@@ -14,6 +14,7 @@ mod http;
 pub mod image;
 pub mod kube_api;
 pub mod layer_gen;
+pub mod log;
 pub mod mounts;
 pub mod process;
 pub mod registry;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::testing::{Script, ScriptedKeychain, capture_log, challenges};
+use crate::testing::{Script, ScriptedKeychain, challenges};
 use crate::{AuthBoard, Credential, Keychain, KeychainChain, Origin, Scheme, Secret};
 
 const BASIC: &[&str] = &["Basic realm=\"r\""];
@@ -298,7 +298,7 @@ async fn t09_t13_an_option_that_becomes_empty_lets_the_next_one_answer() {
 
 #[tokio::test]
 async fn t10_t12_an_option_that_fails_is_no_credential_and_is_warned_about_once() {
-    let (log, _guard) = capture_log();
+    let (log, _guard) = soci_testkit::log::capture();
     let options = daemon(&[], &[("c", "c")], &[]);
     *options[0].content.lock() = Err("docker-credential-x: exit status: 2".into());
     let registry = Registry::new(BASIC, &["c:c"]);
@@ -664,7 +664,7 @@ async fn r5_to_r9_the_order_is_that_of_the_chain() {
 
 #[tokio::test]
 async fn t123_no_message_and_no_debug_holds_a_secret() {
-    let (log, _guard) = capture_log();
+    let (log, _guard) = soci_testkit::log::capture();
     let secret = "hunter2";
     let d = option("docker-config", &[("user", secret), ("other", secret)]);
     let registry = Registry::forbidding(&[], "no");

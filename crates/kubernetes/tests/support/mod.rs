@@ -5,7 +5,7 @@
     reason = "not every test uses everything, and a test fails by panicking"
 )]
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -131,36 +131,4 @@ pub(crate) async fn healed(keychain: &SecretsKeychain) {
 /// Waits until what is wrong is told in these words.
 pub(crate) async fn told(keychain: &SecretsKeychain, words: &str) {
     until(words, || keychain.progress().trouble.is_some_and(|trouble| trouble.contains(words))).await;
-}
-
-/// What was logged.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    pub(crate) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Collects what is logged on this thread while the guard lives.
-pub(crate) fn capture_log() -> (Log, tracing::subscriber::DefaultGuard) {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    (log, tracing::subscriber::set_default(subscriber))
 }

@@ -6,7 +6,6 @@ use std::process::Stdio;
 use tempfile::TempDir;
 
 use super::*;
-use crate::testing::capture_log;
 use crate::{Credential, Origin, Scheme};
 
 const PAIR: &str = r#"{"auths":{"reg.example":{"auth":"dXNlcjpwYXNz"}}}"#;
@@ -130,7 +129,7 @@ async fn a_mirror_is_looked_up_by_its_own_name() {
 
 #[tokio::test]
 async fn t39_t40_a_bad_entry_is_an_error_for_its_registry_only_and_warned_about() {
-    let (log, _guard) = capture_log();
+    let (log, _guard) = soci_testkit::log::capture();
     let home = Home::new();
     home.write(r#"{"auths":{"bad.example":{"auth":"aHVudGVyMg=="},"reg.example":{"auth":"dXNlcjpwYXNz"}}}"#);
     let keychain = home.keychain();
@@ -247,7 +246,7 @@ async fn t49_a_file_that_cannot_be_read_is_an_error() {
 
 #[tokio::test]
 async fn t50_a_file_that_others_may_read_is_used_and_warned_about_once() {
-    let (log, _guard) = capture_log();
+    let (log, _guard) = soci_testkit::log::capture();
     let home = Home::new();
     home.write(PAIR);
     let file = home.path().join(".docker/config.json");
@@ -342,7 +341,7 @@ async fn docker_auth_config_outranks_the_file_for_its_exact_keys() {
     expect(&keychain, Some(("u2", "p2"))).await;
     let other = ask(&keychain, "b.example/a").await.unwrap().unwrap();
     assert_eq!(other.fingerprint(), Credential::basic("user", "pass").fingerprint());
-    let (log, _guard) = capture_log();
+    let (log, _guard) = soci_testkit::log::capture();
     expect(&with(r#"{"auths":{},"credsStore":"hunter2"}"#), Some(("user", "pass"))).await;
     assert_eq!(log.warnings("DOCKER_AUTH_CONFIG is not valid"), 1);
     assert!(!log.text().contains("hunter2"));

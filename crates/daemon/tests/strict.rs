@@ -67,7 +67,7 @@ const CAUSES: [Cause; 7] = [
     Cause {
         reason: "index-denied",
         code: Code::FailedPrecondition,
-        says: "Docker config",
+        says: "soci auth explain --daemon",
         config: "",
         image: indexed,
         trouble: |registry, _| registry.rotate_password("reader", "another"),

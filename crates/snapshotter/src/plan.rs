@@ -206,8 +206,8 @@ impl Reason {
             Self::Disabled => "turn on [pull_modes.soci_v2] or [pull_modes.soci_v1]",
             Self::IndexMissing => "push the index to the image's registry",
             Self::IndexDenied => {
-                "renew the credential in the option that the cause names, or give it one; \
-                 soci auth explain --daemon IMAGE shows what each has"
+                "renew the credential that was refused, or give one by any option; \
+                 soci auth explain --daemon IMAGE shows what each option has"
             }
             Self::IndexUnavailable => "check that this machine reaches the registry",
             Self::IndexMalformed => "make the index again with soci convert or soci create",

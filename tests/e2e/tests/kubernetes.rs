@@ -231,6 +231,66 @@ fn t89_a_pull_secret_of_the_cluster_is_used_and_followed() -> Result<()> {
     Ok(())
 }
 
+/// A service account as the kubelet mounts it into a pod, at the path that is the same in all pods.
+struct ServiceAccount;
+
+impl ServiceAccount {
+    const PATH: &str = "/var/run/secrets/kubernetes.io";
+
+    fn mount(api: &KubeApi, token: &str) -> Result<Self> {
+        if Path::new(Self::PATH).exists() {
+            bail!("{} exists: this test makes it, and does not touch a real one", Self::PATH);
+        }
+        let directory = Path::new(Self::PATH).join("serviceaccount");
+        std::fs::create_dir_all(&directory)?;
+        let account = Self;
+        std::fs::write(directory.join("ca.crt"), api.ca_pem())?;
+        std::fs::write(directory.join("namespace"), "kube-system")?;
+        account.rotate(token)?;
+        Ok(account)
+    }
+
+    fn rotate(&self, token: &str) -> Result<()> {
+        Ok(std::fs::write(Path::new(Self::PATH).join("serviceaccount/token"), token)?)
+    }
+}
+
+impl Drop for ServiceAccount {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(Self::PATH);
+    }
+}
+
+#[test]
+fn r47_a_daemon_in_a_pod_uses_its_service_account_also_when_its_token_is_rotated() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let account = ServiceAccount::mount(&cluster.api, "sync")?;
+    let mut options = StageOptions::new(AuthMode::Basic)?;
+    options.credentials = false;
+    options.config.push_str("[kubeconfig_keychain]\nenable_keychain = true\n");
+    options.env = vec![
+        ("KUBERNETES_SERVICE_HOST".to_owned(), "127.0.0.1".into()),
+        ("KUBERNETES_SERVICE_PORT".to_owned(), cluster.api.address().port().to_string().into()),
+    ];
+    let stage = Stage::start(options)?;
+    cluster.put(&stage, "team", USER, PASSWORD);
+    stage.wait_log("pull secrets are synced", LONG)?;
+    let image = images::odd(Dialect::Oci);
+    let published = stage.publish_v1(&image, "team/odd", "1")?;
+    stage.pull_as_kubelet(&published)?;
+    assert_eq!(stage.lazy_layers()?, 2, "{}", stage.log_tail());
+    let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
+
+    cluster.api.set_token("rotated");
+    account.rotate("rotated")?;
+    cluster.api.cut_watches();
+    stage.registry.rotate_password(USER, NEXT);
+    stage.registry.revoke_tokens();
+    cluster.put(&stage, "team", USER, NEXT);
+    assert_eq!(heals(&stage, &mounted.path().join("random"))?, 5 * 1024 * 1024 + 17);
+    Ok(())
+}
+
 #[test]
 fn t103_a_restart_without_the_api_server_keeps_the_mounts_and_the_sync_brings_the_rest() -> Result<()> {
     let mut cluster = Cluster::start()?;

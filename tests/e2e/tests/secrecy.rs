@@ -9,7 +9,7 @@ use base64::Engine as _;
 use serde_json::json;
 use soci_e2e::pull::KUBELET;
 use soci_e2e::stage::{PASSWORD, USER};
-use soci_e2e::{Stage, StageOptions, images};
+use soci_e2e::{Stage, StageOptions, images, scrape, state};
 use soci_testkit::cri::{self, ImageService};
 use soci_testkit::image::Dialect;
 use soci_testkit::kube_api::KubeApi;
@@ -20,6 +20,8 @@ const IN_ENVIRONMENT: &str = "pl4nted-In-Env-Kx";
 const IN_HELPER: &str = "pl4nted-In-Helper-Kx";
 const IN_SECRET: &str = "pl4nted-In-Secret-Kx";
 const KUBE_TOKEN: &str = "pl4nted-Kube-Token-Kx";
+/// What exec plugins speak.
+const EXEC: &str = "client.authentication.k8s.io/v1";
 
 /// Writes an executable script.
 fn script(path: &Path, text: &str) -> Result<()> {
@@ -58,8 +60,19 @@ fn r27_t86_planted_secrets_are_found_nowhere() -> Result<()> {
     api.put("team", "pull", "kubernetes.io/dockerconfigjson", &[(".dockerconfigjson", &auths.to_string())]);
     let directory = tempfile::tempdir()?;
     let kubeconfig = directory.path().join("kubeconfig");
-    std::fs::write(&kubeconfig, api.kubeconfig(&json!({ "token": KUBE_TOKEN })))?;
-    // The helper keeps what it is given, and has an answer for a registry that is not asked for.
+    // Both children keep what they are given: the plugin that has the token of the API server, and the helper, which has an
+    // answer for a registry that is not asked for.
+    let (plugin, plugin_told) = (directory.path().join("plugin"), directory.path().join("plugin-told"));
+    script(
+        &plugin,
+        &format!(
+            "#!/bin/sh\ncat /proc/self/environ /proc/self/cmdline >> {}\n\
+             echo '{{\"apiVersion\":\"{EXEC}\",\"status\":{{\"token\":\"{KUBE_TOKEN}\"}}}}'\n",
+            plugin_told.display()
+        ),
+    )?;
+    let exec = json!({ "exec": { "apiVersion": EXEC, "command": plugin } });
+    std::fs::write(&kubeconfig, api.kubeconfig(&exec))?;
     let told = directory.path().join("told");
     let helper = directory.path().join("bin/docker-credential-planted");
     script(
@@ -86,6 +99,8 @@ fn r27_t86_planted_secrets_are_found_nowhere() -> Result<()> {
         "[cri_keychain]\nenable_keychain = true\nimage_service_path = \"{{containerd}}\"\n\
          [kubeconfig_keychain]\nenable_keychain = true\nkubeconfig_path = {kubeconfig:?}\n"
     ));
+    options.config_head.push_str("metrics_network = \"unix\"\nmetrics_address = \"{stage}/m.sock\"\n");
+    options.config_head.push_str(state::SHOWN);
     let mut stage = Stage::start(options)?;
     let docker = stage.path().join("docker");
     std::fs::create_dir_all(&docker)?;
@@ -110,6 +125,10 @@ fn r27_t86_planted_secrets_are_found_nowhere() -> Result<()> {
         shown.push_str(&said.to_string());
     }
 
+    shown.push_str(&scrape::scrape(&stage.path().join("m.sock"))?);
+    assert!(shown.contains("soci_kubernetes_secrets"), "the metrics of the sync are there");
+    shown.push_str(&scrape::state(&stage.path().join("d.sock"))?.to_string());
+
     let pair = |user: &str, password: &str| {
         base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"))
     };
@@ -124,12 +143,14 @@ fn r27_t86_planted_secrets_are_found_nowhere() -> Result<()> {
     secrets.sort();
     secrets.dedup();
     let told = std::fs::read(&told).context("the helper did not run")?;
+    let plugin_told = std::fs::read(&plugin_told).context("the plugin did not run")?;
     let log = stage.snapshotter.log_text();
     assert!(log.contains("\"level\":\"debug\""), "the level was not applied");
     for secret in &secrets {
         assert!(!holds(log.as_bytes(), secret), "a secret is in the log");
-        assert!(!holds(shown.as_bytes(), secret), "a secret is explained");
+        assert!(!holds(shown.as_bytes(), secret), "a secret is shown");
         assert!(!holds(&told, secret), "a secret is in a helper's environment or arguments");
+        assert!(!holds(&plugin_told, secret), "a secret is in a plugin's environment or arguments");
     }
     files(&stage.snapshotter.root(), &mut |path, bytes| {
         for secret in &secrets {

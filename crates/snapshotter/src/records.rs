@@ -221,20 +221,10 @@ pub fn begin(dir: &Path) -> io::Result<()> {
 pub fn write_first(snapshots: &Path, dir: &Path, record: &Record) -> io::Result<()> {
     let mut file = open(&dir.join(RECORD))?;
     file.write_all(&encode(record))?;
-    // Together they wait for one commit of the journal; one after another each waits for the disk anew.
-    std::thread::scope(|scope| {
-        let mut syncing = Vec::new();
-        for dir in [dir, snapshots] {
-            let thread = std::thread::Builder::new().name("sync".to_owned());
-            syncing.push(thread.spawn_scoped(scope, move || sync_dir(dir))?);
-        }
-        file.sync_all()?;
-        syncing.into_iter().try_for_each(|thread| {
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(io::Error::other("syncing a directory ended without a result")))
-        })
-    })
+    // The first sync commits the journal, where the file system has one, and with it what the others are for.
+    file.sync_all()?;
+    sync_dir(dir)?;
+    sync_dir(snapshots)
 }
 
 /// Replaces the record of `dir`, durably and in one step.

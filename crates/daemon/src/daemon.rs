@@ -21,6 +21,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::config::Config;
 use crate::cri::{Backend, ImageServiceV1, ImageServiceV1Alpha2, Relay, RuntimeService};
+use crate::front::{Behind, Front};
 use crate::grpc::Service;
 use crate::lock::RootLock;
 use crate::metrics::Metrics;
@@ -75,7 +76,7 @@ impl From<Arc<dyn LayerProvider>> for Wiring {
 pub struct Daemon {
     snapshotter: Snapshotter,
     stop: Option<oneshot::Sender<()>>,
-    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    server: Front<anyhow::Result<()>>,
     restore: JoinHandle<Restored>,
     socket: PathBuf,
     _lock: RootLock,
@@ -122,15 +123,15 @@ impl Daemon {
         }
         let listener = serve::listen(&options.address)?;
         let socket = serve::path_of(&options.address, &listener);
-        let listener = UnixListener::from_std(listener).context("listen")?;
         let (stop, stopped) = oneshot::channel::<()>();
         let service =
             SnapshotsServer::new(Service(snapshotter.clone())).max_decoding_message_size(MAX_MESSAGE);
+        let service = Behind::here(service);
         let relay = pulls.zip(options.config.cri.as_deref()).map(|(store, backend)| {
             tracing::info!(backend = %backend.display(), "image calls are forwarded to containerd");
             Relay::new(Arc::new(Backend::new(backend)), store, options.metrics.clone())
         });
-        let server = tonic::transport::Server::builder()
+        let router = tonic::transport::Server::builder()
             .layer(TrustedOnly)
             .max_concurrent_streams(MAX_CALLS)
             .initial_stream_window_size(WINDOW)
@@ -139,11 +140,15 @@ impl Daemon {
             .add_service(service)
             .add_optional_service(relay.clone().map(ImageServiceV1))
             .add_optional_service(relay.clone().map(ImageServiceV1Alpha2))
-            .add_optional_service(relay.map(|_| RuntimeService))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+            .add_optional_service(relay.map(|_| RuntimeService));
+        let server = Front::start(move || async move {
+            let listener = UnixListenerStream::new(UnixListener::from_std(listener)?);
+            let stopped = async {
                 let _ = stopped.await;
-            });
-        let server = tokio::spawn(server);
+            };
+            anyhow::Ok(router.serve_with_incoming_shutdown(listener, stopped).await?)
+        })
+        .context("listen")?;
         let restorer = snapshotter.clone();
         let restore = tokio::spawn(async move {
             let restored = restorer.restore().await;
@@ -173,19 +178,19 @@ impl Daemon {
     /// # Errors
     /// Why it failed.
     pub async fn failed(&mut self) -> anyhow::Error {
-        match (&mut self.server).await {
-            Ok(Ok(())) => anyhow::anyhow!("the server ended"),
-            Ok(Err(error)) => anyhow::Error::new(error).context("serve"),
-            Err(error) => anyhow::Error::new(error).context("serve"),
+        match self.server.ended().await {
+            Some(Ok(())) => anyhow::anyhow!("the server ended"),
+            Some(Err(error)) => error.context("serve"),
+            None => anyhow::anyhow!("the thread that serves ended"),
         }
     }
 
     /// Stops serving and ends all work; unmounts every layer when `unmount` says so.
     pub async fn stop(mut self, unmount: Unmount) {
         drop(self.stop.take());
-        if tokio::time::timeout(DRAIN, &mut self.server).await.is_err() {
+        if tokio::time::timeout(DRAIN, self.server.ended()).await.is_err() {
             tracing::warn!("calls were under way for {} s after the stop and are cut", DRAIN.as_secs());
-            self.server.abort();
+            self.server.cut();
         }
         self.restore.abort();
         self.snapshotter.shutdown(unmount).await;

@@ -13,6 +13,7 @@ pub mod debug;
 pub mod disk;
 pub mod doctor;
 pub mod dumps;
+mod front;
 pub mod grpc;
 pub mod internal_docs;
 pub mod keychains;

@@ -10,7 +10,9 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use soci_auth::keychain::cri::{CriStore, PullTicket};
+use soci_snapshotter::error::chain;
 
 use super::backend::{Backend, RelayBody};
 use super::tap;
@@ -94,22 +96,12 @@ impl Relay {
             }
             _ => (body.map_err(Into::into).boxed_unsync(), Expect::Nothing),
         };
-        let mut sender = self.backend.ready(limit).await.ok_or_else(|| {
-            let path = self.backend.path().display();
-            Status::new(14, format!("containerd image service not reachable at {path}"))
-        })?;
         let mut forwarded = Request::new(body);
         *forwarded.method_mut() = parts.method;
         *forwarded.version_mut() = http::Version::HTTP_2;
         *forwarded.uri_mut() = target(&parts.uri)?;
         *forwarded.headers_mut() = forwardable(parts.headers);
-        if let Some(limit) = limit {
-            let left = limit.saturating_sub(started.elapsed());
-            forwarded.headers_mut().insert("grpc-timeout", timeout_value(left));
-        }
-        let response = sender.send_request(forwarded).await.map_err(|error| {
-            Status::new(14, format!("containerd image service at {}: {error}", self.backend.path().display()))
-        })?;
+        let response = self.send(forwarded, limit.map(|limit| (limit, started))).await?;
         let (mut parts, body) = response.into_parts();
         parts.headers = forwardable(parts.headers);
         // An answer without a body carries its status in the headers.
@@ -122,6 +114,40 @@ impl Relay {
             call: None,
         };
         Ok(Response::from_parts(parts, body))
+    }
+}
+
+impl Relay {
+    /// Sends a call to the backend, with what is left of its limit since it came. A connection can end between being looked
+    /// at and being used: a call that did not get onto it goes onto the next one.
+    async fn send(
+        &self,
+        mut call: Request<RelayBody>,
+        limit: Option<(Duration, Instant)>,
+    ) -> Result<Response<Incoming>, Status> {
+        let path = self.backend.path().display();
+        let mut again = true;
+        loop {
+            let left = limit.map(|(limit, since)| limit.saturating_sub(since.elapsed()));
+            let mut connection = self.backend.ready(left).await.ok_or_else(|| {
+                Status::new(14, format!("containerd image service not reachable at {path}"))
+            })?;
+            if let Some((limit, since)) = limit {
+                let left = limit.saturating_sub(since.elapsed());
+                call.headers_mut().insert("grpc-timeout", timeout_value(left));
+            }
+            let mut error = match connection.try_send_request(call).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            call = match error.take_message() {
+                Some(unsent) if std::mem::take(&mut again) => unsent,
+                _ => {
+                    let error = chain(error.error());
+                    return Err(Status::new(14, format!("containerd image service at {path}: {error}")));
+                }
+            };
+        }
     }
 }
 

@@ -361,6 +361,45 @@ async fn t84_a_restart_of_the_backend_costs_the_calls_under_way_only() {
     assert_eq!(body, frame(b"back"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_did_not_get_onto_a_connection_goes_onto_the_next() {
+    let rig = rig();
+    let listener = UnixListener::bind(&rig.path).unwrap();
+    let backend = tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (answered, end) = tokio::sync::oneshot::channel::<()>();
+            let answered = Arc::new(std::sync::Mutex::new(Some(answered)));
+            let service = service_fn(move |_| {
+                drop(answered.lock().unwrap().take());
+                async { Ok::<_, std::convert::Infallible>(ok(b"here")) }
+            });
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service);
+            let mut connection = std::pin::pin!(connection);
+            tokio::select! {
+                _ = &mut connection => continue,
+                _ = end => connection.as_mut().graceful_shutdown(),
+            }
+            let _ = connection.await;
+        }
+    });
+    let mut answered = 0;
+    for turn in 0..2000 {
+        let (headers, body, trailers) = call(&rig.relay, request("ImageStatus", frame(b""))).await;
+        if trailers.contains_key("grpc-status") {
+            assert_eq!(body, frame(b"here"));
+            answered += 1;
+            continue;
+        }
+        // It was on its way when the backend said that it ends: the backend may have done it.
+        let said = headers["grpc-message"].to_str().unwrap();
+        assert!(said.contains("connection error received"), "{turn}: {said}");
+    }
+    assert!(answered > 1900, "{answered}");
+    backend.abort();
+}
+
 #[tokio::test]
 async fn t85_two_hundred_pulls_at_once_that_all_wait_for_each_other() {
     const PULLS: usize = 200;

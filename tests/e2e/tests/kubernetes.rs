@@ -14,7 +14,7 @@ use soci_e2e::{Stage, StageOptions, containerd2, images};
 use soci_testkit::containerd::Programs;
 use soci_testkit::cri::runtime::RuntimeService;
 use soci_testkit::cri::{self, ImageService};
-use soci_testkit::image::Dialect;
+use soci_testkit::image::{Dialect, Image};
 use soci_testkit::kube_api::KubeApi;
 use soci_testkit::{AuthMode, wait};
 
@@ -207,26 +207,38 @@ impl Cluster {
         let data: Vec<(&str, &str)> = data.iter().map(|(key, text)| (*key, text.as_str())).collect();
         self.api.put(namespace, "pull", "kubernetes.io/dockerconfigjson", &data);
     }
+
+    /// Starts a stage whose only login is a pull secret, and pulls an image by it: the image's layers are lazy.
+    fn pulls_lazily(&self, mut options: StageOptions) -> Result<(Stage, Image, Published)> {
+        options.credentials = false;
+        let stage = Stage::start(options)?;
+        self.put(&stage, "team", USER, PASSWORD);
+        stage.wait_log("pull secrets are synced", LONG)?;
+        let image = images::odd(Dialect::Oci);
+        let published = stage.publish_v1(&image, "team/odd", "1")?;
+        stage.pull_as_kubelet(&published)?;
+        assert_eq!(stage.lazy_layers()?, 2, "{}", stage.log_tail());
+        Ok((stage, image, published))
+    }
+
+    /// Gives the user another password, and the secret too: what is mounted reads on.
+    fn rotates(&self, stage: &Stage, mounted: &Path) -> Result<()> {
+        stage.registry.rotate_password(USER, NEXT);
+        stage.registry.revoke_tokens();
+        self.put(stage, "team", USER, NEXT);
+        assert_eq!(heals(stage, &mounted.join("random"))?, 5 * 1024 * 1024 + 17);
+        Ok(())
+    }
 }
 
 #[test]
 fn t89_a_pull_secret_of_the_cluster_is_used_and_followed() -> Result<()> {
     let cluster = Cluster::start()?;
     let mut options = StageOptions::new(AuthMode::Basic)?;
-    options.credentials = false;
     options.config.push_str(&cluster.config());
-    let stage = Stage::start(options)?;
-    cluster.put(&stage, "team", USER, PASSWORD);
-    stage.wait_log("pull secrets are synced", LONG)?;
-    let image = images::odd(Dialect::Oci);
-    let published = stage.publish_v1(&image, "team/odd", "1")?;
-    stage.pull_as_kubelet(&published)?;
-    assert_eq!(stage.lazy_layers()?, 2, "{}", stage.log_tail());
+    let (stage, image, _) = cluster.pulls_lazily(options)?;
     let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
-    stage.registry.rotate_password(USER, NEXT);
-    stage.registry.revoke_tokens();
-    cluster.put(&stage, "team", USER, NEXT);
-    assert_eq!(heals(&stage, &mounted.path().join("random"))?, 5 * 1024 * 1024 + 17);
+    cluster.rotates(&stage, mounted.path())?;
     assert!(!stage.snapshotter.log_text().contains(NEXT));
     Ok(())
 }
@@ -266,28 +278,18 @@ fn r47_a_daemon_in_a_pod_uses_its_service_account_also_when_its_token_is_rotated
     let cluster = Cluster::start()?;
     let account = ServiceAccount::mount(&cluster.api, "sync")?;
     let mut options = StageOptions::new(AuthMode::Basic)?;
-    options.credentials = false;
     options.config.push_str("[kubeconfig_keychain]\nenable_keychain = true\n");
     options.env = vec![
         ("KUBERNETES_SERVICE_HOST".to_owned(), "127.0.0.1".into()),
         ("KUBERNETES_SERVICE_PORT".to_owned(), cluster.api.address().port().to_string().into()),
     ];
-    let stage = Stage::start(options)?;
-    cluster.put(&stage, "team", USER, PASSWORD);
-    stage.wait_log("pull secrets are synced", LONG)?;
-    let image = images::odd(Dialect::Oci);
-    let published = stage.publish_v1(&image, "team/odd", "1")?;
-    stage.pull_as_kubelet(&published)?;
-    assert_eq!(stage.lazy_layers()?, 2, "{}", stage.log_tail());
+    let (stage, image, _) = cluster.pulls_lazily(options)?;
     let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
 
     cluster.api.set_token("rotated");
     account.rotate("rotated")?;
     cluster.api.cut_watches();
-    stage.registry.rotate_password(USER, NEXT);
-    stage.registry.revoke_tokens();
-    cluster.put(&stage, "team", USER, NEXT);
-    assert_eq!(heals(&stage, &mounted.path().join("random"))?, 5 * 1024 * 1024 + 17);
+    cluster.rotates(&stage, mounted.path())?;
     Ok(())
 }
 
@@ -295,15 +297,8 @@ fn r47_a_daemon_in_a_pod_uses_its_service_account_also_when_its_token_is_rotated
 fn t103_a_restart_without_the_api_server_keeps_the_mounts_and_the_sync_brings_the_rest() -> Result<()> {
     let mut cluster = Cluster::start()?;
     let mut options = StageOptions::new(AuthMode::Bearer)?;
-    options.credentials = false;
     options.config.push_str(&cluster.config());
-    let mut stage = Stage::start(options)?;
-    cluster.put(&stage, "team", USER, PASSWORD);
-    stage.wait_log("pull secrets are synced", LONG)?;
-    let image = images::odd(Dialect::Oci);
-    let published = stage.publish_v1(&image, "team/odd", "1")?;
-    stage.pull_as_kubelet(&published)?;
-    assert_eq!(stage.lazy_layers()?, 2, "{}", stage.log_tail());
+    let (mut stage, image, published) = cluster.pulls_lazily(options)?;
     let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
     let kept = std::fs::read(mounted.path().join("home/user/kept"))?;
     drop(mounted);

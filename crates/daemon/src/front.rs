@@ -81,7 +81,8 @@ impl<S: NamedService> NamedService for Behind<S> {
     const NAME: &'static str = S::NAME;
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+/// The answer of a call, on its way.
+pub(crate) type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 impl<S> Service<Request<Body>> for Behind<S>
 where

@@ -42,5 +42,5 @@ pub use read::{RangeRead, ReadChunks};
 pub use reader::LayerReader;
 pub use settings::{BackgroundSettings, Settings};
 pub use slot::SpanForm;
-pub use span_cache::{CacheSettings, SpanCache, SpanKey, Stored};
+pub use span_cache::{CacheSettings, SpanCache, SpanKey, Stored, is_full};
 pub use tar_stream::TarStream;

@@ -434,7 +434,7 @@ fn parse_name(name: Option<&str>) -> Option<(SpanId, SpanForm)> {
 }
 
 /// Whether the disk, its inodes or a quota are used up.
-fn is_full(error: &io::Error) -> bool {
+pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 

@@ -126,14 +126,13 @@ impl Relay {
         limit: Option<(Duration, Instant)>,
     ) -> Result<Response<Incoming>, Status> {
         let path = self.backend.path().display();
+        let left = || limit.map(|(limit, since)| limit.saturating_sub(since.elapsed()));
         let mut again = true;
         loop {
-            let left = limit.map(|(limit, since)| limit.saturating_sub(since.elapsed()));
-            let mut connection = self.backend.ready(left).await.ok_or_else(|| {
+            let mut connection = self.backend.ready(left()).await.ok_or_else(|| {
                 Status::new(14, format!("containerd image service not reachable at {path}"))
             })?;
-            if let Some((limit, since)) = limit {
-                let left = limit.saturating_sub(since.elapsed());
+            if let Some(left) = left() {
                 call.headers_mut().insert("grpc-timeout", timeout_value(left));
             }
             let mut error = match connection.try_send_request(call).await {

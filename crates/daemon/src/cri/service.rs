@@ -1,8 +1,6 @@
 //! The relay as services that the gRPC server can mount, one for each version of CRI.
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
@@ -11,6 +9,7 @@ use tonic::server::NamedService;
 use tower::Service;
 
 use super::relay::{self, Relay};
+use crate::front::Answer;
 
 /// `runtime.v1.ImageService`.
 #[derive(Debug, Clone)]
@@ -35,8 +34,6 @@ impl NamedService for ImageServiceV1Alpha2 {
 impl NamedService for RuntimeService {
     const NAME: &'static str = "runtime.v1.RuntimeService";
 }
-
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 fn forward(relay: &Relay, request: Request<Body>) -> Answer {
     let relay = relay.clone();

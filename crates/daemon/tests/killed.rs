@@ -21,6 +21,12 @@ use tonic::Code;
 /// More steps than any of these works has.
 const MANY: usize = 500;
 
+/// Where a daemon is to die: at a step counted from [`Victim::arm`] on, or at the first one on a path that matches a pattern.
+enum Aim<'a> {
+    Step(usize),
+    Path(&'a str),
+}
+
 /// A daemon that dies at a step, and what it is asked for.
 struct Victim {
     stage: Stage,
@@ -54,15 +60,18 @@ impl Victim {
         self.stage.dir.path().join("step")
     }
 
-    /// Has the next daemon die at step `number`, counted from [`Self::arm`] on.
-    fn aim(&mut self, number: usize) {
+    /// Has the next daemon die there.
+    fn aim(&mut self, aim: &Aim<'_>) {
         let variable = |name: &str, value: String| (name.to_owned(), value);
         let text = |path: PathBuf| path.display().to_string();
         self.stage.environment = vec![
             variable("LD_PRELOAD", text(self.stage.dir.path().join("killer.so"))),
             variable("SOCI_KILL_ROOT", text(self.stage.state())),
             variable("SOCI_KILL_LOG", text(self.log())),
-            variable("SOCI_KILL_AT", number.to_string()),
+            match aim {
+                Aim::Step(number) => variable("SOCI_KILL_AT", number.to_string()),
+                Aim::Path(pattern) => variable("SOCI_KILL_WHERE", (*pattern).to_owned()),
+            },
         ];
     }
 
@@ -130,12 +139,12 @@ impl Victim {
     /// Looks at what the next daemon makes of it: the image can be pulled, is right, and goes without a trace.
     async fn recovers(&mut self, step: &str) {
         let layers = self.published.image.layers.len();
-        assert_eq!(self.pull().await, layers, "killed {step}: {:#?}", self.stage.log.lock().unwrap());
-        let read = self.read().await;
-        assert!(read.as_ref() == Some(&self.big), "killed {step}: the large file differs");
         if self.names().await.contains("container") {
             self.stage.remove(&["container".to_owned()]).await;
         }
+        assert_eq!(self.pull().await, layers, "killed {step}: {:#?}", self.stage.log.lock().unwrap());
+        let read = self.read().await;
+        assert!(read.as_ref() == Some(&self.big), "killed {step}: the large file differs");
         assert!(self.remove().await, "killed {step}");
         self.stage.wait_for_files(&self.before.clone()).await;
         assert_eq!(self.stage.fuse_mounts(), 0, "killed {step}");
@@ -143,67 +152,78 @@ impl Victim {
     }
 }
 
-/// Fails unless somebody was killed at each of `paths`, whose `*` stands for anything. At which call on it depends on what else
-/// was under way.
-fn among(steps: &[String], paths: &[&str]) {
-    for wanted in paths {
-        let (start, end) = wanted.split_once('*').unwrap();
-        let mut killed = steps.iter().filter_map(|step| step.split(' ').nth(2));
-        let found = killed.any(|path| path.starts_with(start) && path.ends_with(end));
-        assert!(found, "nobody was killed at {wanted}: {steps:#?}");
+/// Has `work` done by one daemon after another, each killed one step later than the one before, until one lives. Which steps there
+/// are depends on what else is under way, so each of `certain`, patterns of paths, that nobody was killed at gets a daemon of its
+/// own. `check` looks at what the next daemon finds, and gets what `work` returned and the step; then it recovers.
+async fn at_every_step<T>(
+    certain: &[&str],
+    work: impl AsyncFn(&mut Victim) -> T,
+    check: impl AsyncFn(&mut Victim, T, &str),
+) {
+    let mut victim = Victim::new().await;
+    let mut left = certain.to_vec();
+    let mut next = 1;
+    loop {
+        assert!(next < MANY, "a daemon that never lives");
+        victim.aim(&Aim::Step(next));
+        let worked = work(&mut victim).await;
+        let Some(step) = victim.died() else { break };
+        victim.stage.start_again().await;
+        check(&mut victim, worked, &step).await;
+        victim.recovers(&step).await;
+        left.retain(|pattern| !matches(pattern, step.split(' ').nth(2).unwrap()));
+        next += 1;
     }
+    assert!(next > 1, "nobody was killed");
+    victim.recovers("by nobody").await;
+    for pattern in left {
+        victim.aim(&Aim::Path(pattern));
+        let worked = work(&mut victim).await;
+        let step = victim.died().unwrap_or_else(|| panic!("nobody was killed at {pattern}"));
+        victim.stage.start_again().await;
+        check(&mut victim, worked, &step).await;
+        victim.recovers(&step).await;
+    }
+}
+
+/// Whether `path` is one of `pattern`, which has one `*` for anything.
+fn matches(pattern: &str, path: &str) -> bool {
+    let (start, end) = pattern.split_once('*').unwrap();
+    path.len() >= start.len() + end.len() && path.starts_with(start) && path.ends_with(end)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_step_of_a_start_or_a_pull_what_was_answered_is_there() {
-    let mut victim = Victim::new().await;
-    let mut steps = Vec::new();
-    for number in 1..MANY {
-        victim.aim(number);
+    let certain =
+        ["lock*", "*trial/merged", "ztocs/tmp/*", "ztocs/sha256*", "*snapshots/1/record", "*snapshots/2/fs"];
+    let work = async |victim: &mut Victim| {
         victim.arm();
-        let answered = if victim.stage.start_if_it_lives().await { victim.pull().await } else { 0 };
-        let Some(step) = victim.died() else { break };
-        victim.stage.start_again().await;
+        if victim.stage.start_if_it_lives().await { victim.pull().await } else { 0 }
+    };
+    let check = async |victim: &mut Victim, answered: usize, step: &str| {
         let names = victim.names().await;
         let kept = chains(&victim.published).iter().take_while(|name| names.contains(*name)).count();
         assert!(kept >= answered, "killed {step}: {answered} layers were answered, {kept} are there");
-        victim.recovers(&step).await;
-        steps.push(step);
-    }
-    among(
-        &steps,
-        &["lock*", "*trial/merged", "ztocs/tmp/*", "ztocs/sha256*", "*snapshots/1/record", "*snapshots/2/fs"],
-    );
+    };
+    at_every_step(&certain, work, check).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_step_of_a_read_the_next_one_is_right() {
-    let mut victim = Victim::new().await;
-    let mut steps = Vec::new();
-    for number in 1..MANY {
-        victim.aim(number);
+    let work = async |victim: &mut Victim| {
         victim.stage.start_again().await;
         assert_eq!(victim.pull().await, 2);
         victim.arm();
         let read = victim.read().await;
         assert!(read.is_none_or(|read| read == victim.big), "other bytes");
-        let Some(step) = victim.died() else { break };
-        victim.stage.start_again().await;
-        if victim.names().await.contains("container") {
-            victim.stage.remove(&["container".to_owned()]).await;
-        }
-        victim.recovers(&step).await;
-        steps.push(step);
-    }
-    among(&steps, &["soci/spans/tmp/*", "soci/spans/sha256/*.plain"]);
+    };
+    let certain = ["soci/spans/tmp/*", "soci/spans/sha256/*.plain"];
+    at_every_step(&certain, work, async |_: &mut Victim, (), _: &str| {}).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_step_of_a_removal_it_ends_at_the_next_start() {
-    let mut victim = Victim::new().await;
-    let mut steps = Vec::new();
-    for number in 1..MANY {
-        victim.aim(number);
+    let work = async |victim: &mut Victim| {
         victim.stage.start_again().await;
         assert_eq!(victim.pull().await, 2);
         assert!(victim.read().await.as_ref() == Some(&victim.big));
@@ -217,13 +237,12 @@ async fn killed_at_any_step_of_a_removal_it_ends_at_the_next_start() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
-        let Some(step) = victim.died() else { break };
-        victim.stage.start_again().await;
+        removed
+    };
+    let check = async |victim: &mut Victim, removed: bool, step: &str| {
         if removed {
             assert_eq!(victim.names().await, BTreeSet::new(), "killed {step}");
         }
-        victim.recovers(&step).await;
-        steps.push(step);
-    }
-    among(&steps, &["*removed", "ztocs/sha256/*", "soci/spans/tmp/*", "*fs"]);
+    };
+    at_every_step(&["*removed", "ztocs/sha256/*", "soci/spans/tmp/*", "*fs"], work, check).await;
 }

@@ -2,12 +2,13 @@
  *
  * A step is the moment before a call that changes something beneath the directory SOCI_KILL_ROOT, and for calls that make
  * something visible or durable also the moment after it: what lies between two calls (a mount, an answer) is between two
- * steps. Steps count from 1 as soon as the file SOCI_KILL_LOG exists. At number SOCI_KILL_AT the step is written to that
- * file, and the process gets SIGKILL. */
+ * steps. Steps count from 1 as soon as the file SOCI_KILL_LOG exists. At number SOCI_KILL_AT, or at the first whose path
+ * beneath the root matches the pattern SOCI_KILL_WHERE, the step is written to that file, and the process gets SIGKILL. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -19,21 +20,24 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static const char *root, *log_path;
+static const char *root, *log_path, *kill_where;
 static long kill_at;
+static int armed;
 static atomic_long steps;
 
 __attribute__((constructor)) static void begin(void) {
     const char *at = getenv("SOCI_KILL_AT");
     root = getenv("SOCI_KILL_ROOT");
     log_path = getenv("SOCI_KILL_LOG");
-    kill_at = at && root && log_path ? atol(at) : 0;
+    kill_where = getenv("SOCI_KILL_WHERE");
+    kill_at = at ? atol(at) : 0;
+    armed = root && log_path && (kill_at || kill_where);
 }
 
 /* Whether `path`, relative to the directory `dir` or that of the process, is beneath the root; made absolute. */
 static int beneath(int dir, const char *path, char *full) {
     size_t length = 0;
-    if (kill_at == 0) return 0;
+    if (!armed) return 0;
     if (path[0] != '/') {
         char link[64];
         snprintf(link, sizeof link, dir == AT_FDCWD ? "/proc/self/cwd" : "/proc/self/fd/%d", dir);
@@ -49,9 +53,11 @@ static int beneath(int dir, const char *path, char *full) {
 
 static void step(const char *moment, const char *call, const char *path) {
     int saved = errno;
-    if (syscall(SYS_access, log_path, F_OK) == 0 && atomic_fetch_add(&steps, 1) + 1 == kill_at) {
+    const char *where = path + strlen(root) + 1;
+    if (syscall(SYS_access, log_path, F_OK) == 0 &&
+        (kill_where ? fnmatch(kill_where, where, 0) == 0 : atomic_fetch_add(&steps, 1) + 1 == kill_at)) {
         char line[PATH_MAX + 64];
-        int length = snprintf(line, sizeof line, "%s %s %s\n", moment, call, path + strlen(root) + 1);
+        int length = snprintf(line, sizeof line, "%s %s %s\n", moment, call, where);
         long log = syscall(SYS_openat, AT_FDCWD, log_path, O_WRONLY | O_APPEND, 0);
         syscall(SYS_write, log, line, length);
         for (;;) kill(getpid(), SIGKILL);

@@ -17,7 +17,8 @@ pub struct Settings {
     pub reserve: u64,
     /// Bytes of inflated spans that stay in memory for the next read.
     pub recent: u64,
-    /// Bytes of buffers that are kept for the next span while there is work.
+    /// Bytes of buffers that are kept for the next span while there is work. With room for one of the usual size per
+    /// worker and one that was just read, none is mapped anew for each span.
     pub keep: u64,
     /// Threads that hash, inflate and store.
     pub workers: usize,
@@ -36,7 +37,7 @@ impl Default for Settings {
             in_flight: 24 << 20,
             reserve: 6 << 20,
             recent: 8 << 20,
-            keep: 8 << 20,
+            keep: 14 << 20,
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             read_ahead: 8,
             background: BackgroundSettings::default(),
@@ -65,5 +66,21 @@ impl Default for BackgroundSettings {
             backoff: Duration::from_secs(1),
             max_backoff: Duration::from_secs(300),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffers::Buffers;
+
+    #[test]
+    fn buffers_of_three_spans_of_the_usual_size_are_kept() {
+        // 4 MiB and what is left of a deflate block.
+        let span = (4 << 20) + (100 << 10);
+        let keep = usize::try_from(Settings::default().keep).unwrap();
+        let buffers = Buffers::new(keep);
+        drop([buffers.take(span), buffers.take(span), buffers.take(span)]);
+        assert!(buffers.free_bytes() >= 3 * span, "{} bytes are kept", buffers.free_bytes());
     }
 }

@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::time::Instant;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use flate2::Compression;
 use soci_e2e::stage::StageDir;
 use soci_testkit::layer_gen::{Numbers, digest, gzip};
+use soci_testkit::wait;
 
 /// One limit: what, and how much.
 pub(crate) type Limit = (&'static str, String);
@@ -51,6 +53,7 @@ pub(crate) fn measure() -> Result<Vec<Limit>> {
     let start = Instant::now();
     while decoder.read(&mut buffer)? > 0 {}
     let inflate = rate(text.len(), start);
+    let [median, worst] = round_trip()?;
     let megabytes = |value: f64| format!("{value:.0} MB/s");
     Ok(vec![
         ("cores", format!("{cores}, load {load} before the run")),
@@ -58,7 +61,35 @@ pub(crate) fn measure() -> Result<Vec<Limit>> {
         ("page cache, sequential read", megabytes(cached)),
         ("SHA-256, one core", megabytes(sha)),
         ("inflate by miniz_oxide, one core, streaming", megabytes(inflate)),
+        ("a byte to a thread that sleeps, and back; p50, p99", format!("{median:.0} µs, {worst:.0} µs")),
     ])
+}
+
+/// What two wake-ups take, the least that anything between a caller and its server adds: a byte over a Unix socket to
+/// a thread that sleeps, and back. Returns the 50th and the 99th percentile in microseconds.
+fn round_trip() -> Result<[f64; 2]> {
+    let (mut near, mut far) = UnixStream::pair()?;
+    let echo = std::thread::spawn(move || -> std::io::Result<()> {
+        let mut byte = [0];
+        while far.read(&mut byte)? > 0 {
+            far.write_all(&byte)?;
+        }
+        Ok(())
+    });
+    let mut times = Vec::new();
+    let mut byte = [0];
+    for _ in 0..1000 {
+        // Long enough for both to fall asleep.
+        let _nothing = wait::until(Duration::from_millis(2), || None::<()>);
+        let start = Instant::now();
+        near.write_all(&byte)?;
+        near.read_exact(&mut byte)?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    drop(near);
+    echo.join().map_err(|_| anyhow::anyhow!("the other thread panicked"))??;
+    times.sort_unstable_by(f64::total_cmp);
+    Ok([times[times.len() / 2], times[times.len() * 99 / 100]])
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes here are far below 2^52")]

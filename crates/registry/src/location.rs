@@ -58,7 +58,10 @@ fn referer(asked: &Url, target: Scheme) -> Option<HeaderValue> {
     HeaderValue::from_str(shown.as_str()).ok()
 }
 
-/// Returns how long an address says it is good for, counted from `now`.
+/// Returns how long an address that was just received is good for, when the clock shows `now`; nothing when it does not say.
+///
+/// Nobody hands out an address that has ended. Where it has by this clock, the clock is wrong, and what the address says of
+/// itself counts: else a node whose clock is ahead would ask the registry again for each range.
 fn lifetime(url: &Url, now: SystemTime) -> Option<Duration> {
     let mut signed = None;
     let mut expires = None;
@@ -74,13 +77,16 @@ fn lifetime(url: &Url, now: SystemTime) -> Option<Duration> {
             ends = extended(&value);
         }
     }
-    let end = match (signed, expires) {
-        (Some(signed), Some(expires)) => signed.checked_add(expires)?,
+    let left = |end: SystemTime| end.duration_since(now).ok().filter(|left| !left.is_zero());
+    match (signed, expires) {
+        (Some(signed), Some(expires)) => {
+            let left = left(signed.checked_add(expires)?);
+            Some(left.map_or(expires, |left| left.min(expires)))
+        }
         // Without the time of signing, what is left is at most all of it.
-        (None, Some(expires)) => return Some(expires),
-        _ => ends?,
-    };
-    Some(end.duration_since(now).unwrap_or_default())
+        (None, Some(expires)) => Some(expires),
+        _ => left(ends?),
+    }
 }
 
 fn epoch(seconds: u64) -> Option<SystemTime> {
@@ -145,10 +151,16 @@ pub fn fuzz_presigned(bytes: &[u8]) {
     let Some(url) = std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<Url>().ok()) else { return };
     let at = |seconds| epoch(seconds).expect("a time of this century");
     // 2026, and a second later.
+    let second = Duration::from_secs(1);
     let (now, later) = (at(1_767_322_800), at(1_767_322_801));
-    let (left, then) = (lifetime(&url, now), lifetime(&url, later));
-    assert_eq!(left.is_some(), then.is_some());
-    assert!(then <= left && left <= then.map(|then| then.saturating_add(Duration::from_secs(1))));
+    match (lifetime(&url, now), lifetime(&url, later)) {
+        // A second later it is good for a second less, or for as long where this clock is of no help.
+        (Some(left), Some(then)) => {
+            assert!(left <= second || then <= left && left <= then.saturating_add(second))
+        }
+        (Some(left), None) => assert!(left <= second),
+        (None, then) => assert_eq!(then, None),
+    }
     if let Some(referer) = referer(&url, Scheme::Http) {
         assert!(!referer.as_bytes().contains(&b'?') && !referer.as_bytes().contains(&b'#'));
     }
@@ -163,15 +175,31 @@ mod tests {
         let now = epoch(1_767_322_800).unwrap(); // 2026-01-02T03:00:00Z
         let table = [
             ("https://s/x?X-Amz-Date=20260102T025500Z&X-Amz-Expires=600", Some(300)),
-            ("https://s/x?X-Amz-Date=20260102T010000Z&X-Amz-Expires=600", Some(0)),
             ("https://s/x?X-Amz-Expires=600", Some(600)),
             ("https://s/x?Expires=1767322860", Some(60)),
             ("https://s/x?se=2026-01-02T03%3A01%3A00Z&sig=x", Some(60)),
-            ("https://s/x?se=2026-01-02", Some(0)),
             ("https://s/x?X-Goog-Date=20260102T030000Z&X-Goog-Expires=60", Some(60)),
             ("https://s/x?Expires=soon", None),
             ("https://s/x?X-Amz-Date=2026&X-Amz-Expires=18446744073709551615", Some(u64::MAX)),
             ("https://s/x", None),
+        ];
+        for (url, expected) in table {
+            let found = lifetime(&url.parse().unwrap(), now);
+            assert_eq!(found, expected.map(Duration::from_secs), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_makes_no_address_older_or_younger_than_it_is() {
+        let now = epoch(1_767_322_800).unwrap(); // 2026-01-02T03:00:00Z
+        let table = [
+            // Ahead: all of these have ended.
+            ("https://s/x?X-Amz-Date=20260102T010000Z&X-Amz-Expires=600", Some(600)),
+            ("https://s/x?X-Amz-Date=20260102T025000Z&X-Amz-Expires=600", Some(600)),
+            ("https://s/x?Expires=1767322800", None),
+            ("https://s/x?se=2026-01-02", None),
+            // Behind: this is yet to be signed.
+            ("https://s/x?X-Goog-Date=20260102T050000Z&X-Goog-Expires=600", Some(600)),
         ];
         for (url, expected) in table {
             let found = lifetime(&url.parse().unwrap(), now);

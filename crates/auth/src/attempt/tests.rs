@@ -406,6 +406,19 @@ async fn t110_a_403_with_an_unchanged_credential_is_final_at_once() {
 }
 
 #[tokio::test]
+async fn a_403_without_a_challenge_before_is_not_answered_with_a_credential_nor_with_advice_to_log_in() {
+    let d = option("docker-config", &[("u", "p")]);
+    let stack = Stack::new(&[&d], &Registry::new(BASIC, &[]), no_tokens());
+    let mut attempt = stack.attempt();
+    let http = Arc::clone(&stack.tokens) as Arc<dyn TokenHttp>;
+    assert_eq!(attempt.authorization(&http).await.unwrap(), None);
+    let refusal = Refusal { status: StatusCode::FORBIDDEN, headers: &HeaderMap::new(), body: b"blocked" };
+    let Ok(Next::Final(denied)) = attempt.refused(refusal, &http).await else { panic!("it goes on") };
+    assert_eq!((denied.status, denied.reason), (Some(403), Reason::NoChallenge));
+    assert!(!denied.to_string().contains("log in"), "{denied}");
+}
+
+#[tokio::test]
 async fn a_403_to_an_anonymous_token_is_final() {
     let registry = Arc::new(Registry {
         refuses_with: (403, "no"),

@@ -253,3 +253,13 @@ fn a_full_disk_is_an_error_and_leaves_nothing_behind() {
     assert_eq!(readable, Some(bytes));
     assert_eq!(demanded.unwrap(), Stored::Yes);
 }
+
+#[test]
+fn a_quota_that_is_used_up_is_a_full_disk_and_damage_is_not() {
+    use rustix::io::Errno;
+    for (errno, full) in
+        [(Errno::NOSPC, true), (Errno::DQUOT, true), (Errno::IO, false), (Errno::ROFS, false)]
+    {
+        assert_eq!(is_full(&errno.into()), full, "{errno:?}");
+    }
+}

@@ -207,12 +207,8 @@ impl AuthAttempt {
         self.judge(carried, meaning, switched);
         if meaning == Meaning::Forbidden && self.candidate.is_none() && !self.any_refused {
             // A host that never asked for a credential gets none, so to log in would not help.
-            let asked = self.demand.is_some();
-            return Ok(Next::Final(self.denied(if asked {
-                Reason::NoCredential
-            } else {
-                Reason::NoChallenge
-            })));
+            let reason = if self.demand.is_some() { Reason::NoCredential } else { Reason::NoChallenge };
+            return Ok(Next::Final(self.denied(reason)));
         }
         match self.prepare(http).await {
             Ok(carried) => {

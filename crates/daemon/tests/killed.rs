@@ -161,28 +161,27 @@ async fn at_every_step<T>(
     check: impl AsyncFn(&mut Victim, T, &str),
 ) {
     let mut victim = Victim::new().await;
+    let once = async |victim: &mut Victim, aim: Aim<'_>| {
+        victim.aim(&aim);
+        let worked = work(victim).await;
+        let step = victim.died()?;
+        victim.stage.start_again().await;
+        check(victim, worked, &step).await;
+        victim.recovers(&step).await;
+        Some(step)
+    };
     let mut left = certain.to_vec();
     let mut next = 1;
-    loop {
-        assert!(next < MANY, "a daemon that never lives");
-        victim.aim(&Aim::Step(next));
-        let worked = work(&mut victim).await;
-        let Some(step) = victim.died() else { break };
-        victim.stage.start_again().await;
-        check(&mut victim, worked, &step).await;
-        victim.recovers(&step).await;
+    while let Some(step) = once(&mut victim, Aim::Step(next)).await {
         left.retain(|pattern| !matches(pattern, step.split(' ').nth(2).unwrap()));
         next += 1;
+        assert!(next < MANY, "a daemon that never lives");
     }
     assert!(next > 1, "nobody was killed");
     victim.recovers("by nobody").await;
     for pattern in left {
-        victim.aim(&Aim::Path(pattern));
-        let worked = work(&mut victim).await;
-        let step = victim.died().unwrap_or_else(|| panic!("nobody was killed at {pattern}"));
-        victim.stage.start_again().await;
-        check(&mut victim, worked, &step).await;
-        victim.recovers(&step).await;
+        let step = once(&mut victim, Aim::Path(pattern)).await;
+        assert!(step.is_some(), "nobody was killed at {pattern}");
     }
 }
 

@@ -170,10 +170,18 @@ pub fn fuzz_presigned(bytes: &[u8]) {
 mod tests {
     use super::*;
 
+    /// Fails unless each address is good for so many seconds at 2026-01-02T03:00:00Z.
+    fn have_lifetimes(table: &[(&str, Option<u64>)]) {
+        let now = epoch(1_767_322_800).unwrap();
+        for (url, expected) in table {
+            let found = lifetime(&url.parse().unwrap(), now);
+            assert_eq!(found, expected.map(Duration::from_secs), "{url}");
+        }
+    }
+
     #[test]
     fn lifetimes_are_read_from_all_known_forms() {
-        let now = epoch(1_767_322_800).unwrap(); // 2026-01-02T03:00:00Z
-        let table = [
+        have_lifetimes(&[
             ("https://s/x?X-Amz-Date=20260102T025500Z&X-Amz-Expires=600", Some(300)),
             ("https://s/x?X-Amz-Expires=600", Some(600)),
             ("https://s/x?Expires=1767322860", Some(60)),
@@ -182,17 +190,12 @@ mod tests {
             ("https://s/x?Expires=soon", None),
             ("https://s/x?X-Amz-Date=2026&X-Amz-Expires=18446744073709551615", Some(u64::MAX)),
             ("https://s/x", None),
-        ];
-        for (url, expected) in table {
-            let found = lifetime(&url.parse().unwrap(), now);
-            assert_eq!(found, expected.map(Duration::from_secs), "{url}");
-        }
+        ]);
     }
 
     #[test]
     fn a_clock_that_is_wrong_makes_no_address_older_or_younger_than_it_is() {
-        let now = epoch(1_767_322_800).unwrap(); // 2026-01-02T03:00:00Z
-        let table = [
+        have_lifetimes(&[
             // Ahead: all of these have ended.
             ("https://s/x?X-Amz-Date=20260102T010000Z&X-Amz-Expires=600", Some(600)),
             ("https://s/x?X-Amz-Date=20260102T025000Z&X-Amz-Expires=600", Some(600)),
@@ -200,11 +203,7 @@ mod tests {
             ("https://s/x?se=2026-01-02", None),
             // Behind: this is yet to be signed.
             ("https://s/x?X-Goog-Date=20260102T050000Z&X-Goog-Expires=600", Some(600)),
-        ];
-        for (url, expected) in table {
-            let found = lifetime(&url.parse().unwrap(), now);
-            assert_eq!(found, expected.map(Duration::from_secs), "{url}");
-        }
+        ]);
     }
 
     #[test]

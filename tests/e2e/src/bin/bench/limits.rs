@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result};
 use flate2::Compression;
 use soci_e2e::stage::StageDir;
 use soci_testkit::layer_gen::{Numbers, digest, gzip};
-use soci_testkit::wait;
+
+use crate::node::pause;
 
 /// One limit: what, and how much.
 pub(crate) type Limit = (&'static str, String);
@@ -80,7 +81,7 @@ fn round_trip() -> Result<[f64; 2]> {
     let mut byte = [0];
     for _ in 0..1000 {
         // Long enough for both to fall asleep.
-        let _nothing = wait::until(Duration::from_millis(2), || None::<()>);
+        pause(Duration::from_millis(2));
         let start = Instant::now();
         near.write_all(&byte)?;
         near.read_exact(&mut byte)?;

@@ -204,7 +204,7 @@ fn settle(stage: &Stage) -> Result<()> {
     }
 }
 
-/// Lets time pass: what is measured is that nothing happens in it.
-fn pause(time: Duration) {
+/// Lets time pass in which nothing is to happen.
+pub(crate) fn pause(time: Duration) {
     let _nothing = wait::until(time, || None::<()>);
 }

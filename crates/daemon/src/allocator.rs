@@ -10,25 +10,28 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// How long nothing may come or go before memory is given back: once per pull or removal, not once per layer.
-const QUIET: Duration = Duration::from_secs(2);
+/// After what times without a change memory is given back: once per pull or removal, not once per layer, and again when
+/// what is kept for the next work is kept no more. Idle connections have buffers, too.
+const QUIET: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(60)];
 
-/// Gives freed memory back, [`QUIET`] after the last of a series of `changes`, until `stop`.
+/// Gives freed memory back after each series of `changes`, at the times of [`QUIET`], until `stop`.
 pub(crate) async fn give_back(changes: Arc<Notify>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = changes.notified() => {}
             () = stop.cancelled() => return,
         }
-        loop {
+        let mut waits = QUIET.iter();
+        while let Some(wait) = waits.next() {
             tokio::select! {
-                () = changes.notified() => {}
-                () = tokio::time::sleep(QUIET) => break,
+                () = changes.notified() => waits = QUIET.iter(),
+                () = tokio::time::sleep(*wait) => {
+                    // It locks the allocator's arenas one after another: not on a thread that serves.
+                    let _ = tokio::task::spawn_blocking(trim).await;
+                }
                 () = stop.cancelled() => return,
             }
         }
-        // It locks the allocator's arenas one after another: not on a thread that serves.
-        let _ = tokio::task::spawn_blocking(trim).await;
     }
 }
 
@@ -53,7 +56,7 @@ mod tests {
         let task = tokio::spawn(give_back(Arc::clone(&changes), stop.clone()));
         for _ in 0..5 {
             changes.notify_one();
-            tokio::time::sleep(QUIET / 2).await;
+            tokio::time::sleep(QUIET[0] / 2).await;
         }
         assert!(!task.is_finished());
         stop.cancel();

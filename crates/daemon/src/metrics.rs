@@ -4,8 +4,8 @@
 //! bounded: digests of what is mounted, and words from fixed lists.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -18,6 +18,7 @@ pub(crate) mod auth;
 pub mod document;
 mod files;
 mod layers;
+mod living;
 pub mod names;
 mod series;
 pub mod serve;
@@ -25,6 +26,7 @@ pub mod text;
 
 use files::FileSystem;
 use layers::Layer;
+use living::Living;
 use series::Millis;
 pub use series::{Series, Timing};
 use text::{Family, Scrape};
@@ -40,8 +42,8 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     global: Mutex<Global>,
     received: AtomicU64,
-    files: Mutex<Vec<Weak<FileSystem>>>,
-    layers: Mutex<Vec<Weak<Layer>>>,
+    files: Living<FileSystem>,
+    layers: Living<Layer>,
     /// The layer of each zTOC, for readers, who only know the latter.
     of_ztoc: Mutex<HashMap<Digest, Digest>>,
     series: Arc<series::All>,
@@ -85,8 +87,10 @@ impl Metrics {
     ) -> Arc<dyn FsMeter> {
         self.0.of_ztoc.lock().insert(*ztoc, *layer);
         let (of_layer, of_index) = (self.series(layer), self.series(index));
-        let meter = Arc::new(FileSystem::new(layer.to_string(), image.to_string(), of_layer, of_index));
-        keep(&self.0.files, &meter);
+        let metrics = Arc::downgrade(&self.0);
+        let meter =
+            Arc::new(FileSystem::new(metrics, layer.to_string(), image.to_string(), of_layer, of_index));
+        self.0.files.add(&meter);
         meter
     }
 
@@ -109,25 +113,15 @@ impl Metrics {
         scrape.add_histogram(&names::MILLISECONDS, &["", "remote_registry_get"], self.0.answers.read());
         scrape.add_histogram(&names::MILLISECONDS, &["", "blob_redirect"], self.0.redirects.read());
         self.0.series.collect(scrape);
-        for files in living(&self.0.files) {
+        for files in self.0.files.all() {
             files.collect(scrape);
         }
-        for layer in living(&self.0.layers) {
+        for layer in self.0.layers.all() {
             layer.collect(scrape);
         }
         self.0.auth.collect(scrape);
         process(scrape);
     }
-}
-
-fn keep<T>(list: &Mutex<Vec<Weak<T>>>, meter: &Arc<T>) {
-    let mut list = list.lock();
-    list.retain(|meter| meter.strong_count() > 0);
-    list.push(Arc::downgrade(meter));
-}
-
-fn living<T>(list: &Mutex<Vec<Weak<T>>>) -> Vec<Arc<T>> {
-    list.lock().iter().filter_map(Weak::upgrade).collect()
 }
 
 fn millis(elapsed: Duration) -> u64 {
@@ -143,7 +137,7 @@ impl MeterFactory for Metrics {
         let layer = self.0.of_ztoc.lock().get(ztoc).copied();
         let layer = layer.map(|layer| (layer, self.series(&layer)));
         let meter = Arc::new(Layer::new(Arc::downgrade(&self.0), *ztoc, layer));
-        keep(&self.0.layers, &meter);
+        self.0.layers.add(&meter);
         meter
     }
 }
@@ -252,6 +246,7 @@ mod tests {
         drop((files, reader));
         let left = text(&metrics);
         assert!(!left.contains(&layer.to_string()), "{left}");
+        assert_eq!((metrics.0.files.len(), metrics.0.layers.len()), (0, 0), "memory of it is kept");
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! What the file system of one mount counts.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use soci_fs::{FsMeter, Operation};
 
 use super::text::{Histogram, Scrape};
-use super::{Series, micros, names};
+use super::{Inner, Series, micros, names};
 
 /// Powers of two of microseconds, from one to 33 s, and one bucket for the rest.
 type Micros = Histogram<27>;
@@ -30,6 +30,7 @@ const OPERATIONS: [(Operation, &str, &str); 11] = [
 /// The counts of one mount; they go with it.
 #[derive(Debug)]
 pub(super) struct FileSystem {
+    metrics: Weak<Inner>,
     layer: String,
     image: String,
     /// Keeps the series of layer and index for as long as the mount.
@@ -43,8 +44,15 @@ pub(super) struct FileSystem {
 }
 
 impl FileSystem {
-    pub(super) fn new(layer: String, image: String, of_layer: Arc<Series>, of_index: Arc<Series>) -> Self {
+    pub(super) fn new(
+        metrics: Weak<Inner>,
+        layer: String,
+        image: String,
+        of_layer: Arc<Series>,
+        of_index: Arc<Series>,
+    ) -> Self {
         Self {
+            metrics,
             layer,
             image,
             _of_layer: of_layer,
@@ -89,6 +97,14 @@ impl FsMeter for FileSystem {
             }
             Operation::Readdir => self.readdir.observe(micros(elapsed)),
             _ => {}
+        }
+    }
+}
+
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        if let Some(metrics) = self.metrics.upgrade() {
+            metrics.files.prune();
         }
     }
 }

@@ -101,6 +101,7 @@ impl Drop for Layer {
     fn drop(&mut self) {
         if let Some(metrics) = self.metrics.upgrade() {
             metrics.of_ztoc.lock().remove(&self.ztoc);
+            metrics.layers.prune();
         }
     }
 }

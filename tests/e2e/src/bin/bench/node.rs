@@ -189,13 +189,13 @@ fn processor_share(stage: &Stage, time: Duration) -> f64 {
 
 /// Waits until the daemon does nothing any more and has given back what it keeps for a while.
 fn settle(stage: &Stage) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(120);
+    let end = Instant::now() + Duration::from_secs(240);
     loop {
         let worked = stage.snapshotter.cpu_time();
-        // Longer than what is kept for speed is kept.
-        pause(Duration::from_secs(12));
+        // Longer than what is kept for speed is kept: connections for 50 s, freed memory for 60 s after the last change.
+        pause(Duration::from_secs(70));
         // What is left is answering containerd's statistics.
-        if stage.snapshotter.cpu_time().saturating_sub(worked) < Duration::from_millis(150) {
+        if stage.snapshotter.cpu_time().saturating_sub(worked) < Duration::from_millis(800) {
             return Ok(());
         }
         if Instant::now() > end {

@@ -222,6 +222,10 @@ async fn step(background: &Background, layer: &Arc<LayerCore>, mut turn: Turn) {
     // A layer is queued while one of its ranges is on its way, so that the other lane may take its next one.
     background.back(Turn { layer: turn.layer.clone(), worked: true, ..turn }, None);
     let failed = fetch::bring(layer, permits, background.max_range()).await.is_err();
+    if failed && batch.class == FetchClass::Prefetch {
+        let mut list = layer.listed.lock();
+        batch.spans.iter().rev().for_each(|span| list.push_front(*span));
+    }
     let mut state = background.state.lock();
     let Some(queued) = state.queue.iter_mut().find(|queued| queued.layer.ptr_eq(&turn.layer)) else { return };
     if failed {
@@ -238,7 +242,10 @@ async fn step(background: &Background, layer: &Arc<LayerCore>, mut turn: Turn) {
 
 /// Returns the next range of what a layer lacks, or `None` when nothing is left to start.
 fn batch(layer: &LayerCore, most: u64, listed_only: bool) -> Option<Batch> {
-    let listed = |span: SpanId| !layer.has(span, SpanForm::Plain) && !layer.slots.busy(span);
+    let generation = layer.sources.generation();
+    let spoiled = layer.spoiled.lock().clone();
+    let sound = |span: SpanId| spoiled.get(&span) != Some(&generation) && !layer.slots.busy(span);
+    let listed = |span: SpanId| !layer.has(span, SpanForm::Plain) && sound(span);
     {
         let mut list = layer.listed.lock();
         while let Some(first) = list.pop_front() {
@@ -262,17 +269,9 @@ fn batch(layer: &LayerCore, most: u64, listed_only: bool) -> Option<Batch> {
     if listed_only {
         return None;
     }
-    let generation = layer.sources.generation();
-    let spoiled = layer.spoiled.lock().clone();
     let count = layer.spans.len();
-    let missing: Vec<bool> = (0..count)
-        .map(SpanId)
-        .map(|span| {
-            spoiled.get(&span) != Some(&generation)
-                && !layer.has(span, SpanForm::Compressed)
-                && !layer.slots.busy(span)
-        })
-        .collect();
+    let missing: Vec<bool> =
+        (0..count).map(SpanId).map(|span| !layer.has(span, SpanForm::Compressed) && sound(span)).collect();
     let touched = layer.touched.lock().latest();
     let first = nearest(&missing, &touched)?;
     let mut spans = Vec::new();

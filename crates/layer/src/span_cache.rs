@@ -77,14 +77,18 @@ pub struct SpanCache {
 impl SpanCache {
     /// Opens the cache under `root`, made if it is missing; what an earlier process stored is found again.
     ///
+    /// What cannot be listed or deleted is left alone: all of it can be fetched again.
+    ///
     /// # Errors
-    /// When `root` cannot be made or read.
+    /// When `root` cannot be made.
     pub fn open(root: &Path, settings: CacheSettings) -> io::Result<Arc<Self>> {
-        for entry in entries(&root.join("tmp"))? {
-            if entry.file_type()?.is_dir() {
-                fs::remove_dir_all(entry.path())?;
-            } else {
-                fs::remove_file(entry.path())?;
+        let temporary = root.join("tmp");
+        for entry in found(&temporary) {
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let delete = if is_dir { fs::remove_dir_all::<PathBuf> } else { fs::remove_file };
+            if let Err(error) = delete(entry.path()) {
+                let file = entry.path();
+                tracing::warn!(%error, file = %file.display(), "a leftover of the span cache cannot be deleted");
             }
         }
         let mut cache = Self {
@@ -95,7 +99,7 @@ impl SpanCache {
             next_temporary: AtomicU64::new(0),
             buffers: Buffers::new(4 << 20),
         };
-        cache.scan()?;
+        cache.scan();
         cache.make_temporary()?;
         if let Some(percent) = settings.max_percent {
             let free = rustix::fs::statvfs(root)?;
@@ -113,25 +117,24 @@ impl SpanCache {
     }
 
     /// Fills the index from the files, in the order of their times.
-    fn scan(&self) -> io::Result<()> {
-        let mut found = Vec::new();
+    fn scan(&self) {
+        let mut all = Vec::new();
         for algorithm in ["sha256", "sha512"] {
-            for layer in entries(&self.root.join(algorithm))? {
+            for layer in found(&self.root.join(algorithm)) {
                 let name = layer.file_name();
                 let digest =
                     name.to_str().and_then(|hex| format!("{algorithm}:{hex}").parse::<Digest>().ok());
                 let Some(ztoc) = digest else { continue };
-                for file in entries(&layer.path())? {
+                for file in found(&layer.path()) {
                     let Some((span, form)) = parse_name(file.file_name().to_str()) else { continue };
                     let Ok(data) = file.metadata() else { continue };
-                    found.push((data.modified().ok(), SpanKey { ztoc, span, form }, data.len()));
+                    all.push((data.modified().ok(), SpanKey { ztoc, span, form }, data.len()));
                 }
             }
         }
-        found.sort_by_key(|(time, ..)| *time);
+        all.sort_by_key(|(time, ..)| *time);
         let mut index = self.index.lock();
-        found.iter().for_each(|(_, key, bytes)| index.insert(key, *bytes));
-        Ok(())
+        all.iter().for_each(|(_, key, bytes)| index.insert(key, *bytes));
     }
 
     /// Makes the directory for what is being written. On a full disk an entry goes for it; where there is none, it is made
@@ -448,15 +451,15 @@ fn make_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Returns the entries of a directory, none when it is missing or no directory.
-fn entries(path: &Path) -> io::Result<Vec<fs::DirEntry>> {
-    match fs::read_dir(path) {
-        Ok(entries) => entries.collect(),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Ok(Vec::new())
-        }
-        Err(error) => Err(error),
+/// Returns what can be listed of a directory: nothing when it is missing or no directory.
+fn found(path: &Path) -> Vec<fs::DirEntry> {
+    let listed = fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    if let Err(error) = &listed
+        && !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    {
+        tracing::warn!(%error, dir = %path.display(), "cached spans cannot be listed; they are fetched again");
     }
+    listed.unwrap_or_default()
 }
 
 #[cfg(test)]

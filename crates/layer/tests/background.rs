@@ -183,6 +183,27 @@ async fn a_failed_range_is_tried_again_and_the_layer_is_never_given_up() {
     complete(&reader).await;
 }
 
+/// Also where nothing but the list is fetched.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listed_span_that_failed_stays_in_front() {
+    let layer = layer(0);
+    let background = BackgroundSettings { backoff: Duration::from_millis(1), ..small_ranges().background };
+    let rig = Rig::new(Settings { background, ..small_ranges() });
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    for kind in [FetchErrorKind::Unavailable, FetchErrorKind::Denied] {
+        source.next(Fault::Refuse(kind));
+    }
+    reader.prefetch([5, 6, 9].map(SpanId));
+    until("the listed spans are there", || {
+        let spans = rig.pool.cache().spans(&layer.digest);
+        [5, 6, 9].iter().all(|span| spans.contains(&SpanId(*span)))
+    })
+    .await;
+    rig.quiet().await;
+    assert_eq!(rig.pool.cache().spans(&layer.digest).len(), 3, "nothing else");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_span_that_is_wrong_does_not_keep_the_rest_away() {
     let layer = layer(0);

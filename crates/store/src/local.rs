@@ -17,7 +17,7 @@ mod labels;
 mod source;
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -79,12 +79,23 @@ impl LocalStore {
         self.layout.join("blobs").join(digest.algorithm()).join(digest.hex())
     }
 
+    /// Makes one of the layout's files where it is absent, or was left empty by a process that was killed.
     fn create(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let path = self.layout.join(name);
-        match fs::File::create_new(&path) {
-            Ok(mut file) => file.write_all(bytes).map_err(StoreError::io("writing", &path)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(StoreError::io("creating", &path)(error)),
+        let empty = match fs::metadata(&path) {
+            Ok(found) if found.len() > 0 => return Ok(()),
+            found => found.is_ok(),
+        };
+        let temporary = self.layout.join("ingest").join(format!("{name}-{}", ingest::suffix()));
+        fs::write(&temporary, bytes).map_err(StoreError::io("writing", &temporary))?;
+        // Another process may have made it meanwhile, and written more to it than this.
+        let placed = if empty { fs::rename(&temporary, &path) } else { fs::hard_link(&temporary, &path) };
+        let _ = fs::remove_file(&temporary);
+        match placed {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(StoreError::io("creating", &path)(error))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -43,6 +43,21 @@ fn any_range_comes_back_also_after_a_restart() {
     assert_eq!(fs::metadata(cache.path(&plain(3))).unwrap().mode() & 0o777, 0o600);
 }
 
+/// A cache is expendable: a disk that fails in a corner of it is no reason not to start.
+#[test]
+fn a_directory_that_cannot_be_listed_costs_what_is_in_it_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = content(1000);
+    put(&open(dir.path(), None), &plain(0), &bytes, FetchClass::OnDemand).unwrap();
+    let other = SpanKey { ztoc: Digest::of(b"another layer"), ..plain(0) };
+    let broken = dir.path().join("sha256").join(other.ztoc.hex());
+    std::os::unix::fs::symlink(&broken, &broken).unwrap();
+    assert_ne!(fs::read_dir(&broken).unwrap_err().kind(), io::ErrorKind::NotFound);
+    let cache = open(dir.path(), None);
+    assert_eq!(cache.read_all(&plain(0)).unwrap(), bytes);
+    assert!(!cache.contains(&other));
+}
+
 #[test]
 fn a_clock_that_jumped_costs_the_order_of_eviction_only() {
     let dir = tempfile::tempdir().unwrap();

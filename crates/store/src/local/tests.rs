@@ -171,6 +171,26 @@ async fn only_json_objects_may_be_indexes() {
     assert_eq!(candidates.iter().map(|info| info.digest).collect::<Vec<_>>(), [Digest::of(b"{}")]);
 }
 
+#[test]
+fn a_file_of_the_layout_that_was_left_empty_is_made_again_and_a_written_one_is_not() {
+    let root = tempfile::tempdir().unwrap();
+    let file = |name: &str| root.path().join("content").join(name);
+    let made = LocalStore::open(root.path()).unwrap();
+    let whole = std::fs::read(file("index.json")).unwrap();
+    assert!(whole.len() > 10);
+    for name in ["oci-layout", "index.json"] {
+        std::fs::write(file(name), b"").unwrap();
+    }
+    drop(made);
+    LocalStore::open(root.path()).unwrap();
+    assert_eq!(std::fs::read(file("index.json")).unwrap(), whole);
+    assert!(std::fs::metadata(file("oci-layout")).unwrap().len() > 0);
+    std::fs::write(file("index.json"), b"more").unwrap();
+    LocalStore::open(root.path()).unwrap();
+    assert_eq!(std::fs::read(file("index.json")).unwrap(), b"more");
+    assert_eq!(std::fs::read_dir(file("ingest")).unwrap().count(), 0);
+}
+
 #[tokio::test]
 async fn labels_are_merged_found_and_forgotten() {
     let (_root, store) = store();

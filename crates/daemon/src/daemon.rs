@@ -119,7 +119,12 @@ impl Daemon {
             Snapshotter::open(&root, provider, settings).context("open snapshots")?;
         for finding in &findings {
             let error = soci_snapshotter::error::chain(finding);
-            tracing::warn!(error, "a damaged snapshot is left out; its image can be pulled again");
+            let advice = "to have it again, remove the containers and the image that use it (crictl rm, crictl rmi) and pull";
+            if finding.kept {
+                tracing::warn!(error, advice, "a damaged snapshot is left out; its directory is kept");
+            } else {
+                tracing::warn!(error, advice, "a damaged snapshot is left out");
+            }
         }
         let listener = serve::listen(&options.address)?;
         let socket = serve::path_of(&options.address, &listener);

@@ -9,8 +9,13 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use futures::StreamExt;
+
 use crate::provider::{LayerProvider, SnapshotDir};
 use crate::store::Store;
+
+/// How many layers are let go at once.
+const AT_ONCE: usize = 16;
 
 /// Deletes what may be deleted; returns how many directories went. Failures are logged and tried again next time.
 pub async fn run(store: &Arc<Store>, provider: &dyn LayerProvider) -> usize {
@@ -26,16 +31,21 @@ pub async fn run(store: &Arc<Store>, provider: &dyn LayerProvider) -> usize {
         }
         Err(_) => return 0,
     };
-    let mut gone = 0;
-    for path in dirs {
+    // All layers are let go before anything is deleted: nothing more is fetched for them while a large directory goes.
+    let released = dirs.into_iter().map(|path| async {
         let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-        if let Some(id) = id {
-            let dir = SnapshotDir::new(store.snapshots(), id);
-            if let Err(error) = provider.release(&dir).await {
+        let Some(id) = id else { return Some(path) };
+        match provider.release(&SnapshotDir::new(store.snapshots(), id)).await {
+            Ok(()) => Some(path),
+            Err(error) => {
                 tracing::warn!(%error, dir = %path.display(), "cannot unmount a removed layer, will try again");
-                continue;
+                None
             }
         }
+    });
+    let released: Vec<_> = futures::stream::iter(released).buffer_unordered(AT_ONCE).collect().await;
+    let mut gone = 0;
+    for path in released.into_iter().flatten() {
         let doomed = path.clone();
         match tokio::task::spawn_blocking(move || delete(&doomed)).await {
             Ok(Ok(())) => gone += 1,

@@ -5,7 +5,7 @@
 //!
 //! | file | means |
 //! | --- | --- |
-//! | empty or torn | the operation that made the directory was never answered; the directory may go |
+//! | empty or torn | the operation that made the directory was never answered, or the disk lost the record; the directory may go unless somebody wrote there |
 //! | whole | the snapshot exists |
 //! | renamed to `removed` | the snapshot was removed; the directory may go |
 //!
@@ -137,7 +137,10 @@ pub enum RecordError {
     /// There is no record file.
     #[error("no record")]
     Missing,
-    /// The file is empty, cut, or its digest does not match: it was never completed, or the disk lost it.
+    /// The file is empty: the snapshot was never completed, or the disk lost it.
+    #[error("record is empty")]
+    Begun,
+    /// The file is cut, or its digest does not match: it was never completed, or the disk lost it.
     #[error("record is torn: {0}")]
     Torn(&'static str),
     /// Written by a newer version, which must not be undone.
@@ -148,6 +151,9 @@ pub enum RecordError {
         /// The version found.
         found: u32,
     },
+    /// The record is whole, but that of the snapshot it builds on is not.
+    #[error("the snapshot it builds on was lost")]
+    Orphan,
     /// Reading failed.
     #[error("read record")]
     Io(#[from] io::Error),
@@ -165,8 +171,12 @@ pub fn encode(record: &Record) -> Vec<u8> {
 /// Decodes a file's content.
 ///
 /// # Errors
-/// [`RecordError::Torn`] for anything but a whole record, [`RecordError::Newer`] for a later format.
+/// [`RecordError::Begun`] or [`RecordError::Torn`] for anything but a whole record, [`RecordError::Newer`] for a later
+/// format.
 pub fn decode(bytes: &[u8]) -> Result<Record, RecordError> {
+    if bytes.is_empty() {
+        return Err(RecordError::Begun);
+    }
     let line = bytes.iter().position(|&byte| byte == b'\n').ok_or(RecordError::Torn("no header line"))?;
     let (header, body) = bytes.split_at(line);
     let body = body[1..].strip_suffix(b"\n").ok_or(RecordError::Torn("no end"))?;
@@ -312,7 +322,8 @@ pub(crate) mod tests {
     #[test]
     fn a_record_cut_or_changed_at_any_byte_is_torn() {
         let whole = encode(&record());
-        for cut in 0..whole.len() {
+        assert!(matches!(decode(b""), Err(RecordError::Begun)));
+        for cut in 1..whole.len() {
             assert!(matches!(decode(&whole[..cut]), Err(RecordError::Torn(_))), "cut at {cut}");
         }
         for at in 0..whole.len() {
@@ -338,7 +349,7 @@ pub(crate) mod tests {
     fn replacing_is_all_or_nothing() {
         let dir = tempfile::tempdir().unwrap();
         begin(dir.path()).unwrap();
-        assert!(matches!(read(dir.path()), Err(RecordError::Torn(_))));
+        assert!(matches!(read(dir.path()), Err(RecordError::Begun)));
         write_first(dir.path(), dir.path(), &record()).unwrap();
         assert_eq!(read(dir.path()).unwrap(), record());
         // A crash between write and rename leaves the next record beside the old one.

@@ -71,12 +71,14 @@ pub struct Written {
     pub lazy: Option<MountRecord>,
 }
 
-/// Something found at start that an operator may want to know.
+/// A snapshot found at start that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("snapshot directory {}", dir.display())]
 pub struct Finding {
     /// The directory.
     pub dir: PathBuf,
+    /// Whether it stays: what a container wrote is there or may be there, or only its parent is missing.
+    pub kept: bool,
     /// What is wrong with it.
     #[source]
     pub error: RecordError,
@@ -96,7 +98,9 @@ pub enum OpenError {
 impl Store {
     /// Opens the store at `root` (the directory above `snapshots`), creating it when it is not there.
     ///
-    /// Damaged records and snapshots whose parents are gone are left out and returned as findings.
+    /// Snapshots with damaged records are left out and returned as findings, and so are those that build on them, which
+    /// stay listed: they work again once the parent is made again, and until then can be removed. What may hold the data
+    /// of a container is not reclaimed for lack of a record.
     ///
     /// # Errors
     /// [`OpenError`] when the directory is unusable, or of a later version.
@@ -119,13 +123,25 @@ impl Store {
                     state.ids.insert(id);
                     state.by_name.insert(record.name.clone(), Arc::new(record));
                 }
-                Ok(_) => findings.push(Finding { dir, error: RecordError::Torn("of another directory") }),
                 Err(RecordError::Missing) => {}
                 Err(error @ RecordError::Newer { .. }) => return Err(OpenError::Newer(dir, error)),
-                Err(error) => findings.push(Finding { dir, error }),
+                damaged => {
+                    let error = damaged.err().unwrap_or(RecordError::Torn("of another directory"));
+                    let kept = matches!(error, RecordError::Io(_)) || is_used(&dir);
+                    if kept {
+                        state.ids.insert(id);
+                    }
+                    if kept || !matches!(error, RecordError::Begun) {
+                        findings.push(Finding { dir, kept, error });
+                    }
+                }
             }
         }
-        state.drop_orphans(&snapshots, &mut findings);
+        findings.extend(state.orphans().map(|orphan| Finding {
+            dir: snapshots.join(orphan.id.to_string()),
+            kept: true,
+            error: RecordError::Orphan,
+        }));
         state.count_children();
         let state = Mutex::new(state);
         Ok((Arc::new(Self { snapshots, foreign, state, free: Condvar::new() }), findings))
@@ -162,13 +178,15 @@ impl Store {
     /// Returns the snapshot `name` and everything below it, topmost first.
     ///
     /// # Errors
-    /// [`Code::NotFound`] when `name` or an ancestor does not exist.
+    /// [`Code::NotFound`] when `name` does not exist, [`Code::FailedPrecondition`] when an ancestor was lost.
     pub fn chain(&self, name: &str) -> Result<Vec<Ancestor>, Error> {
         let state = self.state.lock();
         let mut chain = Vec::new();
         let mut next = Some(name);
         while let Some(name) = next {
-            let record = state.by_name.get(name).ok_or_else(|| Error::not_found(name))?;
+            let Some(record) = state.by_name.get(name) else {
+                return Err(if chain.is_empty() { Error::not_found(name) } else { lost_parent(name) });
+            };
             chain.push(Ancestor { dir: self.dir(record.id), record: Arc::clone(record) });
             if chain.len() > MAX_DEPTH {
                 let message = format!("snapshot {name:?}: more than {MAX_DEPTH} parents");
@@ -507,24 +525,11 @@ impl State {
         Ok(parent.to_owned())
     }
 
-    /// Leaves out snapshots that build on something lost: they cannot be mounted.
-    fn drop_orphans(&mut self, snapshots: &Path, findings: &mut Vec<Finding>) {
-        loop {
-            let lost = |record: &Arc<Record>| {
-                record.parent.as_ref().is_some_and(|parent| !self.by_name.contains_key(parent))
-            };
-            let orphans: Vec<Arc<Record>> =
-                self.by_name.values().filter(|record| lost(record)).cloned().collect();
-            if orphans.is_empty() {
-                return;
-            }
-            for orphan in orphans {
-                self.by_name.remove(&orphan.name);
-                self.ids.remove(&orphan.id);
-                let dir = snapshots.join(orphan.id.to_string());
-                findings.push(Finding { dir, error: RecordError::Torn("its parent is lost") });
-            }
-        }
+    /// Returns the snapshots whose parents are lost: they cannot be mounted.
+    fn orphans(&self) -> impl Iterator<Item = &Arc<Record>> {
+        self.by_name
+            .values()
+            .filter(|record| record.parent.as_ref().is_some_and(|parent| !self.by_name.contains_key(parent)))
     }
 
     fn count_children(&mut self) {
@@ -551,6 +556,21 @@ impl<const N: usize> Drop for Taken<N> {
         drop(state);
         self.store.free.notify_all();
     }
+}
+
+fn lost_parent(name: &str) -> Error {
+    let message = format!(
+        "snapshot {name:?}, which others build on, was lost: remove the containers and images that use it \
+         (crictl rm, crictl rmi) and pull them again"
+    );
+    Error::new(Code::FailedPrecondition, message)
+}
+
+/// Whether somebody was given the directory to write to, and wrote: overlay itself leaves a directory in `work`.
+fn is_used(dir: &Path) -> bool {
+    let work = dir.join("work");
+    let holds = |dir: &Path| dir.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    work.is_dir() && (holds(&work) || holds(&dir.join("fs")))
 }
 
 fn id_of(name: &std::ffi::OsStr) -> Option<u64> {

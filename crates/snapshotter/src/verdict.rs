@@ -2,7 +2,8 @@
 //!
 //! Layers of a pull arrive one by one. The verdict is given as soon as it is certain: when each layer of the manifest has
 //! an outcome, when an image is left to containerd as a whole, or when nothing more came for [`IDLE`]. It is given once;
-//! an image pulled again later gets a new one. A refusal ends its pull: whatever comes next is another.
+//! an image pulled again gets a new one: later, or at once when a layer is made that was made already. A refusal or a
+//! failure ends its pull: whatever comes next is another.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -35,6 +36,20 @@ pub enum Outcome {
     Left(Reason),
     /// Refused, under `strict`.
     Refused(Reason),
+    /// Could not be made nor left to containerd: the pull fails.
+    Failed,
+}
+
+impl Outcome {
+    /// Whether it ends the pull.
+    fn ends(self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Failed)
+    }
+
+    /// Whether the layer was found as an earlier pull left it.
+    fn found(self) -> bool {
+        matches!(self, Self::Mounted | Self::Present)
+    }
 }
 
 /// What became of an image.
@@ -58,6 +73,8 @@ pub struct Verdict {
     pub left: usize,
     /// Layers refused.
     pub refused: usize,
+    /// Layers that failed the pull.
+    pub failed: usize,
     /// Why layers are not lazy, the weightiest reason first.
     pub reasons: Vec<Reason>,
     /// The first error that led to a fallback.
@@ -70,6 +87,9 @@ impl Verdict {
     /// Returns the verdict in one word or two: a bounded set, fit for a metric's label.
     pub fn word(&self) -> &'static str {
         let lazy = self.lazy + self.mounted;
+        if self.failed > 0 {
+            return "failed";
+        }
         match (lazy, self.unpacked, self.present, self.left, self.refused) {
             (_, _, _, _, 1..) => "refused",
             (0, 0, 0, _, _) => "left to containerd",
@@ -91,6 +111,7 @@ impl fmt::Display for Verdict {
             (self.unpacked, "unpacked"),
             (self.left, "left to containerd"),
             (self.refused, "refused"),
+            (self.failed, "failed"),
         ];
         let counts: Vec<String> = counts
             .iter()
@@ -141,30 +162,40 @@ impl Verdicts {
         let (verdict, new) = {
             let mut pulls = self.pulls.lock();
             let mut new = false;
+            let begin = || Pull {
+                image: layer.image.to_string(),
+                outcomes: HashMap::new(),
+                layers: None,
+                cause: None,
+                first: now,
+                last: now,
+                given: false,
+            };
             let pull = pulls.entry(key.clone()).or_insert_with(|| {
                 new = true;
-                Pull {
-                    image: layer.image.to_string(),
-                    outcomes: HashMap::new(),
-                    layers: None,
-                    cause: None,
-                    first: now,
-                    last: now,
-                    given: false,
-                }
+                begin()
             });
+            if pull.given && !outcome.found() && pull.outcomes.contains_key(&layer.layer) {
+                // The image was removed meanwhile, or its pull is tried again.
+                *pull = begin();
+            }
             pull.last = now;
             pull.layers = layers.or(pull.layers);
-            pull.outcomes.insert(layer.layer, outcome);
+            if outcome.found() {
+                // By another pull beside, perhaps: what this one did to it counts.
+                pull.outcomes.entry(layer.layer).or_insert(outcome);
+            } else {
+                pull.outcomes.insert(layer.layer, outcome);
+            }
             pull.cause = pull.cause.take().or(cause);
             let whole = matches!(outcome, Outcome::Left(_)) && pull.layers.is_none();
-            let over = whole || matches!(outcome, Outcome::Refused(_));
+            let over = whole || outcome.ends();
             let complete = over || pull.layers.is_some_and(|layers| pull.outcomes.len() >= layers);
             let verdict = (complete && !pull.given).then(|| {
                 pull.given = true;
                 pull.verdict(&key.0, Some(key.1))
             });
-            if matches!(outcome, Outcome::Refused(_)) {
+            if outcome.ends() {
                 pulls.remove(&key);
             }
             (verdict, new)
@@ -235,6 +266,7 @@ impl Pull {
             unpacked: 0,
             left: 0,
             refused: 0,
+            failed: 0,
             reasons: Vec::new(),
             cause: self.cause.clone(),
             elapsed: self.last - self.first,
@@ -248,6 +280,7 @@ impl Pull {
                 Outcome::Unpacked(reason) => (&mut verdict.unpacked, Some((2, reason))),
                 Outcome::Left(reason) => (&mut verdict.left, Some((1, reason))),
                 Outcome::Refused(reason) => (&mut verdict.refused, Some((0, reason))),
+                Outcome::Failed => (&mut verdict.failed, None),
             };
             *count += 1;
             if let Some((weight, reason)) = weight {
@@ -306,6 +339,33 @@ mod tests {
         assert_eq!(given.lock()[0].cause.as_deref(), Some("no index"));
         verdicts.note(&numbered(0), Outcome::Left(Reason::NoIndex), None, None);
         assert_eq!(given.lock().len(), 2, "pulled again later");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_image_removed_and_pulled_again_at_once_has_two_verdicts() {
+        let (verdicts, given) = collect();
+        for outcome in [Outcome::Lazy, Outcome::Unpacked(Reason::MountFailed)] {
+            for number in 0..3 {
+                verdicts.note(&numbered(number), outcome, Some(3), None);
+                // Another pull of it beside, which finds the layers.
+                verdicts.note(&numbered(number), Outcome::Mounted, None, None);
+            }
+        }
+        tokio::time::sleep(3 * IDLE).await;
+        let words: Vec<_> = given.lock().iter().map(Verdict::word).collect();
+        assert_eq!(words, ["lazy", "unpacked"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pull_that_fails_is_not_called_lazy() {
+        let (verdicts, given) = collect();
+        verdicts.note(&numbered(1), Outcome::Lazy, Some(3), None);
+        verdicts.note(&numbered(2), Outcome::Failed, Some(3), Some("disk full".to_owned()));
+        tokio::time::sleep(3 * IDLE).await;
+        let given = given.lock();
+        assert_eq!(given.len(), 1);
+        assert_eq!(given[0].to_string(), "image reg.example/a:1: failed (1 lazy, 1 failed)");
+        assert_eq!(given[0].cause.as_deref(), Some("disk full"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -47,10 +47,14 @@ impl Snapshotter {
         let job = {
             let (inner, layer, request) = (Arc::clone(&self.0), layer.clone(), request.clone());
             move || async move {
-                if let Err(error) = Self(Arc::clone(&inner)).serve_below(&request.parent).await {
-                    return Done::Failed(error);
-                }
-                inner.make(&layer, &request).await
+                let done = match Self(Arc::clone(&inner)).serve_below(&request.parent).await {
+                    Ok(()) => inner.make(&layer, &request).await,
+                    Err(error) => Err(error),
+                };
+                done.unwrap_or_else(|error| {
+                    inner.verdicts.note(&layer, Outcome::Failed, None, Some(chain(&error)));
+                    Done::Failed(error)
+                })
             }
         };
         match self.0.layers.run(key, job).await {
@@ -81,13 +85,13 @@ impl Snapshotter {
 }
 
 impl Inner {
-    /// Makes the layer by the first way of the ladder that works.
-    async fn make(&self, layer: &LayerRequest, request: &Prepare) -> Done {
+    /// Makes the layer by the first way of the ladder that works. An error is of this machine, and no verdict yet.
+    async fn make(&self, layer: &LayerRequest, request: &Prepare) -> Result<Done, Error> {
         // Another job may have committed it between the caller's look and this one's start.
         let parent = (!request.parent.is_empty()).then(|| request.parent.clone());
         if let Some(record) = self.store.committed(&layer.target, parent.as_deref()) {
             self.present(layer, &record).await;
-            return Done::Committed;
+            return Ok(Done::Committed);
         }
         let facts = self.provider.facts(layer).await;
         let layers = facts.as_ref().ok().map(|facts| facts.layers);
@@ -102,10 +106,7 @@ impl Inner {
                 PreparePlan::Lazy | PreparePlan::Unpack(_) => {
                     let (draft, below) = match place.take() {
                         Some(place) => place,
-                        None => match self.place(parent.clone()).await {
-                            Ok(place) => place,
-                            Err(error) => return Done::Failed(error),
-                        },
+                        None => self.place(parent.clone()).await?,
                     };
                     match self.attempt(layer, plan, &below, &draft).await {
                         Ok(mut content) => {
@@ -114,9 +115,7 @@ impl Inner {
                                 _ => Outcome::Lazy,
                             };
                             content.labels.insert(VERDICT_LABEL.to_owned(), label(outcome));
-                            if let Err(error) = self.store_layer(layer, request, draft, content).await {
-                                return Done::Failed(error);
-                            }
+                            self.store_layer(layer, request, draft, content).await?;
                             outcome
                         }
                         Err((setback, message)) => {
@@ -134,13 +133,13 @@ impl Inner {
             };
             report(layer, outcome, unresolved, cause.as_deref());
             self.verdicts.note(layer, outcome, layers, cause.clone());
-            return match outcome {
+            return Ok(match outcome {
                 Outcome::Left(reason) => Done::Left(reason),
                 Outcome::Refused(reason) => {
                     Done::Failed(refusal(reason, cause.as_deref().unwrap_or_default()))
                 }
-                Outcome::Lazy | Outcome::Mounted | Outcome::Present | Outcome::Unpacked(_) => Done::Committed,
-            };
+                _ => Done::Committed,
+            });
         }
     }
 
@@ -290,6 +289,7 @@ pub(super) fn label(outcome: Outcome) -> String {
         Outcome::Unpacked(reason) => format!("unpacked: {reason}"),
         Outcome::Left(reason) => format!("left to containerd: {reason}"),
         Outcome::Refused(reason) => format!("refused: {reason}"),
+        Outcome::Failed => "failed".to_owned(),
     }
 }
 
@@ -369,6 +369,6 @@ fn report(layer: &LayerRequest, outcome: Outcome, unresolved: Option<ResolveErro
             error = cause,
             "strict mode refuses a pull that is not lazy"
         ),
-        Outcome::Mounted | Outcome::Present => {}
+        Outcome::Mounted | Outcome::Present | Outcome::Failed => {}
     }
 }

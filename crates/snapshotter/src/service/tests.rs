@@ -34,6 +34,8 @@ struct Script {
     unpacks: AtomicUsize,
     restores: AtomicUsize,
     releases: AtomicUsize,
+    /// How many snapshot directories there were at each release.
+    dirs_at_release: Mutex<Vec<usize>>,
     shared: Mutex<Vec<(String, u64)>>,
 }
 
@@ -109,6 +111,8 @@ impl LayerProvider for Script {
 
     async fn release(&self, at: &SnapshotDir) -> Result<(), ReleaseError> {
         self.releases.fetch_add(1, Ordering::Relaxed);
+        let beside = at.path().parent().unwrap().read_dir().unwrap().count();
+        self.dirs_at_release.lock().push(beside);
         self.mounted.lock().remove(&at.id());
         Ok(())
     }
@@ -489,6 +493,42 @@ async fn a_removed_layer_is_released_and_its_directory_deleted() {
     while std::fs::read_dir(&snapshots).unwrap().count() > 0 {
         tokio::task::yield_now().await;
     }
+}
+
+/// Deleting a large directory takes time, in which nothing more may be fetched for the others.
+#[tokio::test]
+async fn all_removed_layers_are_released_before_anything_is_deleted() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(root.path()).unwrap();
+    for name in ["a", "b", "c"] {
+        store.draft(None).unwrap().write(name, Kind::Active, Written::default()).unwrap();
+        store.remove(name).unwrap();
+    }
+    let script = Script::default();
+    assert_eq!(reclaim::run(&store, &script).await, 3);
+    assert_eq!(*script.dirs_at_release.lock(), [3, 3, 3]);
+    assert_eq!(store.reclaimable().unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_pull_on_a_lost_parent_fails_with_a_verdict_and_advice() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    bench.pull("k2", "sha256:one", "sha256:two").await;
+    std::fs::write(bench.path("1/record"), b"").unwrap();
+    let (snapshotter, findings) = {
+        let sink = Arc::clone(&bench.verdicts);
+        let observer: Observer = Arc::new(move |verdict| sink.lock().push(verdict.clone()));
+        let settings = Settings { modes: PullModes::default(), userxattr: false, observer };
+        Snapshotter::open(bench.root.path(), bench.script.clone(), settings).unwrap()
+    };
+    assert_eq!(findings.len(), 1);
+    let request = request("k8s.io", "k3", "sha256:two", Some("sha256:three"));
+    let error = snapshotter.prepare(request).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert!(error.to_string().contains("sha256:one") && error.to_string().contains("crictl rmi"), "{error}");
+    let last = bench.verdicts.lock().last().unwrap().clone();
+    assert_eq!((last.word(), last.failed), ("failed", 1));
 }
 
 #[tokio::test]

@@ -105,8 +105,22 @@ fn a_record_cut_at_any_byte_costs_one_snapshot() {
         fs::write(&file, &whole[..cut]).unwrap();
         let (store, findings) = Store::open(root.path()).unwrap();
         assert_eq!(store.list(), std::slice::from_ref(&kept), "cut at {cut}");
-        assert_eq!(findings.len(), 1);
+        // An empty one was never answered, which is no finding.
+        assert_eq!(findings.len(), usize::from(cut > 0));
+        assert!(findings.iter().all(|finding| !finding.kept));
         assert_eq!(store.reclaimable().unwrap(), [store.dir(lost.id).path()]);
+    }
+    // Overlay was mounted there, so a container may have written.
+    fs::create_dir(file.with_file_name("work").join("work")).unwrap();
+    for cut in [0, 1, whole.len() - 1] {
+        fs::write(&file, &whole[..cut]).unwrap();
+        let (store, findings) = Store::open(root.path()).unwrap();
+        assert!(findings[0].kept, "cut at {cut}");
+        assert!(store.reclaimable().unwrap().is_empty(), "a container's data");
+        let next = make(&store, "next", None, Kind::Active).unwrap();
+        assert_ne!(next.id, lost.id);
+        store.remove("next").unwrap();
+        fs::remove_dir_all(store.dir(next.id).path()).unwrap();
     }
     fs::write(&file, &whole).unwrap();
     assert_eq!(open(root.path()).list().len(), 2);
@@ -162,17 +176,50 @@ fn killed_at_any_step_an_operation_happened_or_did_not() {
 }
 
 #[test]
-fn a_snapshot_whose_parent_is_lost_is_lost() {
+fn a_snapshot_whose_parent_is_lost_keeps_its_data_and_lives_again_with_a_new_one() {
     let root = tempfile::tempdir().unwrap();
     let store = open(root.path());
     make(&store, "p", None, Kind::Active).unwrap();
     let parent = store.commit("p", "parent", None, BTreeMap::new(), Usage::default()).unwrap();
-    make(&store, "child", Some("parent"), Kind::Active).unwrap();
+    let child = make(&store, "child", Some("parent"), Kind::Active).unwrap();
+    fs::write(store.dir(child.id).fs().join("data"), b"of a container").unwrap();
     fs::write(store.dir(parent.id).path().join(records::RECORD), b"").unwrap();
     drop(store);
     let (store, findings) = Store::open(root.path()).unwrap();
-    assert!(store.list().is_empty());
-    assert_eq!(findings.len(), 2);
+    assert_eq!(findings.len(), 1);
+    assert!(findings[0].kept && matches!(findings[0].error, RecordError::Orphan));
+    assert_eq!(store.list(), std::slice::from_ref(&child));
+    assert_eq!(store.reclaimable().unwrap(), [store.dir(parent.id).path()], "nobody wrote there");
+    let error = store.chain("child").unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert!(error.to_string().contains("crictl rmi"), "{error}");
+    make(&store, "p", None, Kind::Active).unwrap();
+    store.commit("p", "parent", None, BTreeMap::new(), Usage::default()).unwrap();
+    assert_eq!(store.chain("child").unwrap().len(), 2);
+    assert_eq!(store.remove("parent").unwrap_err().code(), Code::FailedPrecondition);
+    store.remove("child").unwrap();
+    store.remove("parent").unwrap();
+}
+
+/// A disk that does not answer for a moment costs nothing.
+#[test]
+fn a_record_that_cannot_be_read_is_not_taken_for_none() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let record = make(&store, "a", None, Kind::Active).unwrap();
+    let file = store.dir(record.id).path().join(records::RECORD);
+    drop(store);
+    let aside = root.path().join("aside");
+    fs::rename(&file, &aside).unwrap();
+    // Opening it works, reading it fails.
+    fs::create_dir(&file).unwrap();
+    let (store, findings) = Store::open(root.path()).unwrap();
+    assert!(findings[0].kept && matches!(findings[0].error, RecordError::Io(_)), "{findings:?}");
+    assert!(store.reclaimable().unwrap().is_empty());
+    drop(store);
+    fs::remove_dir(&file).unwrap();
+    fs::rename(&aside, &file).unwrap();
+    assert_eq!(open(root.path()).list(), [record]);
 }
 
 #[test]

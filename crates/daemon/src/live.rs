@@ -391,9 +391,14 @@ impl LayerProvider for Live {
     }
 
     fn cached(&self, at: &SnapshotDir) -> Option<Usage> {
-        let ztoc = self.claims.of(at.id())?;
+        let (ztoc, first) = self.claims.of(at.id())?;
+        if !first {
+            // What several snapshots have in common is there once.
+            return Some(Usage::default());
+        }
         let (size, inodes) = self.pool().cache().layer_usage(&ztoc);
-        Some(Usage { size, inodes })
+        let file = std::fs::metadata(self.ztocs.path(&ztoc)).map_or(0, |file| file.len());
+        Some(Usage { size: size + file, inodes: inodes + u64::from(file > 0) })
     }
 
     async fn unmount(&self, at: &SnapshotDir) -> Result<(), ReleaseError> {

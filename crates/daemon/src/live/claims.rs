@@ -5,7 +5,7 @@
 //! deletes under the same lock under which claims are made, so that no zTOC is deleted between "it is stored already" and
 //! the claim on it. The lock is a leaf, and is held for one unlink at most.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -23,8 +23,8 @@ pub struct Claims {
 #[derive(Debug, Default)]
 struct State {
     by_snapshot: HashMap<u64, Digest>,
-    /// How many snapshots claim a zTOC.
-    claimed: HashMap<Digest, usize>,
+    /// Which snapshots claim a zTOC. There is no empty set.
+    claimed: HashMap<Digest, BTreeSet<u64>>,
     /// How many images being pulled hold it.
     held: HashMap<Digest, usize>,
     /// Those that lost their last hold since [`Claims::ended`].
@@ -42,23 +42,26 @@ impl Claims {
     /// Notes that `snapshot` is, or is about to be, mounted with `ztoc`.
     pub fn claim(&self, snapshot: u64, ztoc: Digest) {
         let mut state = self.state.lock();
-        *state.claimed.entry(ztoc).or_default() += 1;
         if let Some(before) = state.by_snapshot.insert(snapshot, ztoc) {
-            lower(&mut state.claimed, &before);
+            take_back(&mut state.claimed, &before, snapshot);
         }
+        state.claimed.entry(ztoc).or_default().insert(snapshot);
     }
 
     /// Takes the claim of `snapshot` back, and returns what it was on.
     pub fn unclaim(&self, snapshot: u64) -> Option<Digest> {
         let mut state = self.state.lock();
         let ztoc = state.by_snapshot.remove(&snapshot)?;
-        lower(&mut state.claimed, &ztoc);
+        take_back(&mut state.claimed, &ztoc, snapshot);
         Some(ztoc)
     }
 
-    /// Returns the zTOC that `snapshot` claims.
-    pub fn of(&self, snapshot: u64) -> Option<Digest> {
-        self.state.lock().by_snapshot.get(&snapshot).copied()
+    /// Returns the zTOC that `snapshot` claims, and whether it is the first of those that claim it.
+    pub fn of(&self, snapshot: u64) -> Option<(Digest, bool)> {
+        let state = self.state.lock();
+        let ztoc = *state.by_snapshot.get(&snapshot)?;
+        let first = state.claimed.get(&ztoc).and_then(BTreeSet::first) == Some(&snapshot);
+        Some((ztoc, first))
     }
 
     /// Whether a snapshot claims `ztoc`.
@@ -120,6 +123,15 @@ impl Drop for Hold {
     }
 }
 
+fn take_back(claimed: &mut HashMap<Digest, BTreeSet<u64>>, ztoc: &Digest, snapshot: u64) {
+    if let Some(snapshots) = claimed.get_mut(ztoc) {
+        snapshots.remove(&snapshot);
+        if snapshots.is_empty() {
+            claimed.remove(ztoc);
+        }
+    }
+}
+
 fn lower(counts: &mut HashMap<Digest, usize>, ztoc: &Digest) {
     if let Some(count) = counts.get_mut(ztoc) {
         *count -= 1;
@@ -146,9 +158,11 @@ mod tests {
         drop((one, two));
         assert_eq!(claims.ended().await, [ztoc]);
         assert!(!deleted(), "two snapshots");
+        assert_eq!((claims.of(1), claims.of(2)), (Some((ztoc, true)), Some((ztoc, false))));
         assert_eq!(claims.unclaim(1), Some(ztoc));
         assert_eq!(claims.unclaim(1), None);
         assert!(!deleted(), "one snapshot");
+        assert_eq!((claims.of(1), claims.of(2)), (None, Some((ztoc, true))));
         assert!(claims.is_claimed(&ztoc));
         claims.claim(2, Digest::of(b"other"));
         assert!(deleted(), "it has another zTOC now");

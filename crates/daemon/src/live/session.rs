@@ -4,10 +4,11 @@
 //! fetched at once. Later Prepares of the image use no network.
 //!
 //! A session ends when nothing was asked of it for [`IDLE`], or with the image's last snapshot; what is still being fetched
-//! for it ends with it. A failure is not remembered, but for the moment that the other layers of the same pull need to hear
-//! of it: [`NO_INDEX`] when the image surely has none, [`FAILED`] for the rest.
+//! for it ends with it. A failure is answered once to each layer of the image, however long its pull takes: containerd asks
+//! for the next when it has unpacked one. A layer that asks again is of another pull, for which a failure is no longer
+//! remembered than a moment: [`NO_INDEX`] when the image surely has none, [`FAILED`] for the rest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -91,7 +92,36 @@ type Outcome = Result<Arc<Image>, ResolveError>;
 #[derive(Debug)]
 struct Known {
     outcome: Outcome,
+    /// When nobody has asked for it for long.
     until: Instant,
+    /// From when on a failure is found out anew for who heard of it.
+    stale: Instant,
+    /// The layers that it was told to.
+    told: HashSet<Digest>,
+}
+
+impl Known {
+    fn new(outcome: Outcome, now: Instant) -> Self {
+        let hold = match &outcome {
+            Ok(_) => IDLE,
+            Err(ResolveError {
+                kind: ResolveErrorKind::None | ResolveErrorKind::Disabled | ResolveErrorKind::OnMachine,
+                ..
+            }) => NO_INDEX,
+            Err(_) => FAILED,
+        };
+        Self { outcome, until: now + IDLE, stale: now + hold, told: HashSet::new() }
+    }
+
+    /// Returns what `layer` is to be told; `None` when that has to be found out anew.
+    fn tell(&mut self, layer: Digest, now: Instant) -> Option<Outcome> {
+        let again = !self.told.insert(layer);
+        if self.until <= now || (self.outcome.is_err() && again && self.stale <= now) {
+            return None;
+        }
+        self.until = now + IDLE;
+        Some(self.outcome.clone())
+    }
 }
 
 impl Sessions {
@@ -118,7 +148,7 @@ impl Sessions {
         reach: impl FnOnce() -> (Repository, Arc<dyn ContentStore>),
     ) -> Outcome {
         let key = (layer.namespace.clone(), layer.manifest, layer.explicit_index);
-        let recalled = self.recall(&key);
+        let recalled = self.recall(&key, layer.layer);
         self.metrics.add(
             &names::OPERATIONS,
             &["", if recalled.is_some() { "resolve_cache_hit" } else { "resolve_cache_miss" }],
@@ -135,10 +165,10 @@ impl Sessions {
             v2: self.settings.discovery.v2,
         };
         let (repository, content) = reach();
-        let (this, job_key) = (Arc::clone(self), key.clone());
+        let (this, job_key, digest) = (Arc::clone(self), key.clone(), layer.layer);
         let resolve = move || async move {
             // It may have become known between the look and this task.
-            if let Some(outcome) = this.recall(&job_key) {
+            if let Some(outcome) = this.recall(&job_key, digest) {
                 return outcome;
             }
             let span = tracing::debug_span!(
@@ -153,7 +183,7 @@ impl Sessions {
                 (error.kind, !surely && error.kind != ResolveErrorKind::OnMachine)
             };
             let outcome = traces::within(span, this.resolve(&request, repository, content), told).await;
-            this.remember(job_key, &outcome);
+            this.remember(job_key, digest, &outcome);
             outcome
         };
         let lost = |_| ResolveError {
@@ -199,30 +229,19 @@ impl Sessions {
         drop(ended);
     }
 
-    fn recall(&self, key: &Key) -> Option<Outcome> {
+    fn recall(&self, key: &Key, layer: Digest) -> Option<Outcome> {
         let mut known = self.known.lock();
-        let found = known.get_mut(key)?;
-        let now = Instant::now();
-        if found.until <= now {
+        let told = known.get_mut(key)?.tell(layer, Instant::now());
+        if told.is_none() {
             known.remove(key);
-            return None;
         }
-        if found.outcome.is_ok() {
-            found.until = now + IDLE;
-        }
-        Some(found.outcome.clone())
+        told
     }
 
-    fn remember(&self, key: Key, outcome: &Outcome) {
-        let hold = match outcome {
-            Ok(_) => IDLE,
-            Err(ResolveError {
-                kind: ResolveErrorKind::None | ResolveErrorKind::Disabled | ResolveErrorKind::OnMachine,
-                ..
-            }) => NO_INDEX,
-            Err(_) => FAILED,
-        };
-        self.known.lock().insert(key, Known { outcome: outcome.clone(), until: Instant::now() + hold });
+    fn remember(&self, key: Key, layer: Digest, outcome: &Outcome) {
+        let mut known = Known::new(outcome.clone(), Instant::now());
+        known.told.insert(layer);
+        self.known.lock().insert(key, known);
     }
 
     /// Finds the image's index. An image that is all on this machine does not wait for a registry that does not answer,
@@ -377,4 +396,40 @@ fn resolve_error(error: &DiscoverError) -> ResolveError {
         },
     };
     ResolveError { kind, message: chain(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(kind: ResolveErrorKind) -> Outcome {
+        Err(ResolveError { kind, message: "scripted".into() })
+    }
+
+    #[test]
+    fn a_failure_is_told_to_each_layer_of_a_pull_however_slow_and_found_out_anew_for_the_next_pull() {
+        let begun = Instant::now();
+        let mut known = Known::new(failed(ResolveErrorKind::Unavailable), begun);
+        let layer = |number: u8| Digest::of(&[number]);
+        // containerd unpacks for a minute before it asks for the next layer.
+        for number in 0..100 {
+            let now = begun + Duration::from_secs(60) * u32::from(number);
+            assert!(known.tell(layer(number), now).is_some(), "layer {number}");
+        }
+        let now = begun + Duration::from_secs(60) * 100;
+        assert!(known.tell(layer(0), now).is_none(), "another pull");
+        assert!(known.tell(layer(100), now + IDLE).is_none(), "long ago");
+    }
+
+    #[test]
+    fn layers_asked_for_by_several_at_once_hear_the_same_failure() {
+        let begun = Instant::now();
+        for (kind, hold) in [(ResolveErrorKind::Denied, FAILED), (ResolveErrorKind::None, NO_INDEX)] {
+            let mut known = Known::new(failed(kind), begun);
+            let layer = Digest::of(b"layer");
+            assert!(known.tell(layer, begun).is_some());
+            assert!(known.tell(layer, begun + hold / 2).is_some());
+            assert!(known.tell(layer, begun + hold).is_none());
+        }
+    }
 }

@@ -10,6 +10,7 @@
 //! - a Prepare is one task per (namespace, target, parent): callers wait for it, and a caller who gives up stops nothing;
 //! - a fallback ends in a container that starts, unless `strict` says otherwise.
 
+pub mod durable;
 pub mod error;
 pub mod filter;
 pub mod jobs;

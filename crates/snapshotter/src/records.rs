@@ -9,8 +9,8 @@
 //! | whole | the snapshot exists |
 //! | renamed to `removed` | the snapshot was removed; the directory may go |
 //!
-//! The first record of a directory is written in place: until it is whole the snapshot does not exist, and one journal
-//! commit makes file and directory durable together. Every later one is written beside it, synced and renamed, so that
+//! The first record of a directory is written in place: until it is whole the snapshot does not exist, and one sync makes
+//! file and directory durable together ([`durable`]). Every later one is written beside it, synced and renamed, so that
 //! the snapshot is either as before or as after. A call is answered after the directory was synced.
 
 use std::collections::BTreeMap;
@@ -23,6 +23,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use soci_oci::Digest;
 
+use crate::durable;
 use crate::provider::MountRecord;
 
 /// Name of the record within the snapshot's directory.
@@ -231,10 +232,7 @@ pub fn begin(dir: &Path) -> io::Result<()> {
 pub fn write_first(snapshots: &Path, dir: &Path, record: &Record) -> io::Result<()> {
     let mut file = open(&dir.join(RECORD))?;
     file.write_all(&encode(record))?;
-    // The first sync commits the journal, where the file system has one, and with it what the others are for.
-    file.sync_all()?;
-    sync_dir(dir)?;
-    sync_dir(snapshots)
+    durable::sync(&file, &[dir, snapshots])
 }
 
 /// Replaces the record of `dir`, durably and in one step.

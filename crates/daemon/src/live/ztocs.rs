@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use soci_oci::Digest;
+use soci_snapshotter::durable;
 
 use crate::disk::is_full;
 
@@ -57,7 +58,8 @@ impl Ztocs {
         self.root.join(digest.algorithm()).join(digest.hex())
     }
 
-    /// Stores `bytes`, whose digest was checked to be `digest`, durably.
+    /// Stores `bytes`, whose digest was checked to be `digest`. Its content is durable when this returns, its name by the
+    /// time that the record of a snapshot with it is.
     ///
     /// # Errors
     /// When they cannot be written; nothing is left then.
@@ -78,7 +80,7 @@ impl Ztocs {
             return Err(error);
         }
         match path.parent() {
-            Some(parent) => File::open(parent)?.sync_all(),
+            Some(parent) => durable::names_before_next_sync(parent),
             None => Ok(()),
         }
     }

@@ -8,9 +8,11 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use rustix::fs::FsWord;
+
 /// `f_type` of `statfs(2)`; ext2 and ext3 are ext4's here.
-const EXT4: i64 = 0xEF53;
-const XFS: i64 = 0x5846_5342;
+const EXT4: FsWord = 0xEF53;
+const XFS: FsWord = 0x5846_5342;
 
 /// Makes the content of `file` durable, and the names in `dirs` that were made before.
 ///
@@ -31,10 +33,10 @@ pub fn names_before_next_sync(dir: &Path) -> io::Result<()> {
 }
 
 fn is_ordered(file: &File) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|found| in_order(found.f_type.into()))
+    rustix::fs::fstatfs(file).is_ok_and(|found| in_order(found.f_type))
 }
 
-fn in_order(kind: i64) -> bool {
+fn in_order(kind: FsWord) -> bool {
     matches!(kind, EXT4 | XFS)
 }
 

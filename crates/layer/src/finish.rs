@@ -120,13 +120,13 @@ fn work(core: &Arc<LayerCore>, arrived: Arrived) {
 fn mismatch(core: &Arc<LayerCore>, permit: FetchPermit, origin: Origin, source: SourceId) {
     let id = permit.id();
     if matches!(origin, Origin::Source(_)) {
-        tracing::warn!(ztoc = %core.ztoc, span = id.0, "a span is not what the zTOC promises, fetching it once more");
+        tracing::warn!(ztoc = %core.ztoc, span = id.0, "span digests do not match, fetching it once more");
         return fetch::again(core, permit, source);
     }
     core.spoil(id);
     core.meter.count(Event::SpansFailed(permit.priority().class()), 1);
     let message = format!(
-        "{}: digest mismatch, twice; the layer in the registry and the SOCI index do not belong together",
+        "{}: span digests do not match, twice; the layer in the registry and the SOCI index do not belong together",
         core.name(id)
     );
     permit.fail(&ReadError::new(ReadErrorKind::Integrity, message));

@@ -10,10 +10,12 @@ use soci_e2e::{Stage, StageOptions, images};
 use soci_testkit::image::{Dialect, Image};
 use soci_testkit::{Action, AuthMode, Fault, Matcher, wait};
 
+const METRICS: &str = "metrics_network = \"unix\"\nmetrics_address = \"{stage}/m.sock\"\n";
+
 /// A stage whose daemon shows its metrics on a Unix socket.
 fn stage(config: &str) -> Result<Stage> {
     let mut options = StageOptions::new(AuthMode::Basic)?;
-    options.config_head.push_str("metrics_network = \"unix\"\nmetrics_address = \"{stage}/m.sock\"\n");
+    options.config_head.push_str(METRICS);
     options.config.push_str(config);
     Stage::start(options)
 }
@@ -76,4 +78,44 @@ fn pulls_that_fall_back_are_counted_with_the_reason() -> Result<()> {
     assert_eq!(verdict(&stage, &image)?, "unpacked: mount-failed");
     counted(&stage, "soci_fs_operation_count{layer=\"\",operation_type=\"fuse_mount_failure_count\"}")?;
     counted(&stage, "soci_pull_verdicts_total{verdict=\"unpacked\",reason=\"mount-failed\"}")
+}
+
+/// Reads, a read that failed, and what the background fetched or could not: an operator sees each.
+#[test]
+fn reads_failures_and_background_fetches_are_counted_by_layer() -> Result<()> {
+    let mut options = StageOptions::new(AuthMode::Basic)?;
+    options.config_head.push_str(METRICS);
+    options.config = "[blob]\nfetching_timeout_sec = 2\nmax_retries = 1\n".to_owned();
+    let stage = Stage::start(options)?;
+    let socket = stage.path().join("m.sock");
+    let value = |layer: &str, operation: &str| -> Result<u64> {
+        let series = format!("soci_fs_operation_count{{layer=\"{layer}\",operation_type=\"{operation}\"}} ");
+        let shown = scrape(&socket)?;
+        let line = shown.lines().find_map(|line| line.strip_prefix(&series));
+        Ok(line.with_context(|| format!("{series} in\n{shown}"))?.parse()?)
+    };
+    let some = |layer: &str, operation: &str| {
+        let found = || value(layer, operation).is_ok_and(|value| value > 0).then_some(());
+        wait::until(Duration::from_secs(60), found).with_context(|| format!("{operation} stays 0"))
+    };
+    let whole = images::single(53);
+    stage.pull_as_kubelet(&stage.publish_v2(&whole, "team/whole", "1")?)?;
+    some(&whole.layers[0].digest, "background_span_fetch_count")?;
+    let mounted = stage.containerd.mount(KUBELET, "soci", &whole.chain_id(), "whole")?;
+    assert_eq!(std::fs::read(mounted.path().join("content"))?.len(), 4 << 20);
+    assert!(value(&whole.layers[0].digest, "synchronous_read_count")? > 0);
+    assert_eq!(value(&whole.layers[0].digest, "fuse_file_read_failure_count")?, 0);
+
+    // Its index comes, its layer does not: nobody can have fetched it before.
+    let broken = images::single(54);
+    let published = stage.publish_v2(&broken, "team/broken", "1")?;
+    let layer = broken.layers[0].digest.clone();
+    let blob = Matcher::new(move |request| request.path.ends_with(&layer));
+    stage.registry.fault(Fault::new(blob, Action::Hangup));
+    stage.pull_as_kubelet(&published)?;
+    assert_eq!(stage.lazy_layers()?, 2);
+    let mounted = stage.containerd.mount(KUBELET, "soci", &broken.chain_id(), "broken")?;
+    assert!(std::fs::read(mounted.path().join("content")).is_err(), "it was read without the registry");
+    assert!(value(&broken.layers[0].digest, "fuse_file_read_failure_count")? > 0);
+    some(&broken.layers[0].digest, "background_span_fetch_failure_count")
 }

@@ -27,6 +27,8 @@ use crate::metrics::{self, Metrics};
 use crate::traces::Traces;
 use crate::{control, doctor, dumps, internal_docs, logging, overlay, registries, watchdog};
 
+/// How long leaving may take when mounts stay: calls under way get five seconds.
+const LEAVE: std::time::Duration = std::time::Duration::from_secs(6);
 /// How long threads that still work on the disk are waited for at the end.
 const LAST_WORK: std::time::Duration = std::time::Duration::from_millis(200);
 
@@ -124,18 +126,24 @@ async fn until_signal(options: Options) -> anyhow::Result<()> {
         }
     };
     notify(&[NotifyState::Ready]);
-    let _watchdog = watchdog::start(daemon.socket().to_owned());
+    let watchdog = watchdog::start(daemon.socket().to_owned());
     tracing::info!("soci-snapshotter-grpc successfully started");
     let stopped = tokio::select! {
         stopped = first(&mut interrupt, &mut terminate) => stopped,
         error = daemon.failed() => return Err(error),
     };
+    // It does not answer itself from here on, and is not to be told so.
+    drop(watchdog);
     notify(&[NotifyState::Stopping]);
     tracing::info!("Got {}", stopped.name);
     match stopped.unmount {
         Unmount::Yes => daemon.stop(Unmount::Yes).await,
-        // At once: mounts stay, and what is on disk is whole at any moment.
-        Unmount::No => drop(daemon),
+        // Mounts stay, and what is on disk is whole at any moment: those who called are waited for, nothing else is.
+        Unmount::No => {
+            if tokio::time::timeout(LEAVE, daemon.stop(Unmount::No)).await.is_err() {
+                tracing::debug!("work is under way still and is cut");
+            }
+        }
     }
     tracing::info!("Exiting");
     Ok(())

@@ -9,11 +9,13 @@ pub fn daemon_config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let lines = text.bytes().filter(|byte| *byte == b'\n').count() + 1;
     match read::parse(text) {
-        Ok((raw, findings)) => {
+        Ok(read::Parsed { raw, findings, places }) => {
             assert!(findings.iter().all(|finding| (1..=lines).contains(&finding.line)));
-            let _ = Config::check(&raw);
+            if let Err(error) = Config::check(&raw) {
+                assert!((1..=lines).contains(&places.locate(error).line));
+            }
             let dumped = dump::dump(&raw).unwrap();
-            assert_eq!(read::parse(&dumped).unwrap().0, raw);
+            assert_eq!(read::parse(&dumped).unwrap().raw, raw);
         }
         Err(error) => assert!((1..=lines).contains(&error.line)),
     }

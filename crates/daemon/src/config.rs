@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+pub mod address;
 pub mod checked;
 pub mod document;
 pub mod dump;
@@ -18,7 +19,7 @@ mod tests;
 
 pub use checked::Config;
 pub use raw::Raw;
-pub use read::Finding;
+pub use read::{Finding, Places};
 
 /// Where the file is looked for when nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/soci-snapshotter-grpc/config.toml";
@@ -35,7 +36,7 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
-    /// The file is malformed.
+    /// The file is malformed, or a value cannot be meant.
     #[error("failed to load config file {path:?}")]
     Malformed {
         /// The file.
@@ -44,22 +45,26 @@ pub enum ConfigError {
         #[source]
         source: read::ReadError,
     },
-    /// A value cannot be meant.
-    #[error("failed to load config file {path:?}")]
-    Value {
-        /// The file.
-        path: PathBuf,
-        /// Which and why.
-        #[source]
-        source: checked::CheckError,
-    },
+}
+
+/// A file that was loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// As written.
+    pub raw: Raw,
+    /// As used.
+    pub config: Config,
+    /// What of it has no effect.
+    pub findings: Vec<Finding>,
+    /// Where it says what.
+    pub places: Places,
 }
 
 /// Loads the file at `path`; the default path may be absent.
 ///
 /// # Errors
 /// [`ConfigError`], which names the file and the place.
-pub fn load(path: &Path) -> Result<(Raw, Config, Vec<Finding>), ConfigError> {
+pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
     let text = match text(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => {
             String::new()
@@ -67,11 +72,10 @@ pub fn load(path: &Path) -> Result<(Raw, Config, Vec<Finding>), ConfigError> {
         Err(source) => return Err(ConfigError::Open { path: path.to_owned(), source }),
         Ok(text) => text,
     };
-    let (raw, findings) =
-        read::parse(&text).map_err(|source| ConfigError::Malformed { path: path.to_owned(), source })?;
-    let config =
-        Config::check(&raw).map_err(|source| ConfigError::Value { path: path.to_owned(), source })?;
-    Ok((raw, config, findings))
+    let malformed = |source| ConfigError::Malformed { path: path.to_owned(), source };
+    let read::Parsed { raw, findings, places } = read::parse(&text).map_err(malformed)?;
+    let config = Config::check(&raw).map_err(|error| malformed(places.locate(error)))?;
+    Ok(Loaded { raw, config, findings, places })
 }
 
 fn text(path: &Path) -> io::Result<String> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use soci_auth::{AuthBoard, Authenticator, KeychainChain};
-use soci_registry::settings::{BlobSettings, HttpSettings, Insecure, Mirror, MirrorCredentials, Retries};
+use soci_registry::settings::{BlobSettings, HttpSettings, Mirror, MirrorCredentials, Retries};
 use soci_registry::{Registry, Settings};
 
 use crate::Config;
@@ -35,12 +35,11 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
     for (host, configured) in &config.mirrors {
         let mut list = Vec::new();
         for mirror in configured {
-            let insecure = if mirror.insecure { Insecure::Yes } else { Insecure::No };
             let credentials = match mirror.forward_credentials {
                 true => MirrorCredentials::Forwarded,
                 false => MirrorCredentials::Own,
             };
-            let parsed = Mirror::parse(&mirror.host, insecure)?.credentials(credentials);
+            let parsed = Mirror::parse(&mirror.host, mirror.insecure)?.credentials(credentials);
             list.push(match mirror.request {
                 None => parsed,
                 Some(Limit::None) => parsed.request_timeout(-1),

@@ -57,7 +57,7 @@ fn end(result: anyhow::Result<ExitCode>) -> ExitCode {
 fn print_config(args: &Args, which: ConfigCommand) -> anyhow::Result<()> {
     let raw = match which {
         ConfigCommand::Default => Raw::default(),
-        ConfigCommand::Dump => config::load(&args.config)?.0,
+        ConfigCommand::Dump => config::load(&args.config)?.raw,
     };
     let text = dump::dump(&raw)?;
     std::io::stdout().lock().write_all(text.as_bytes()).context("print the configuration")
@@ -75,7 +75,7 @@ fn serve(args: &Args) -> anyhow::Result<()> {
     );
     traces.announce();
     let address = args.address.parse()?;
-    let (_, config, findings) = config::load(&args.config)?;
+    let config::Loaded { config, findings, places, .. } = config::load(&args.config)?;
     for finding in &findings {
         let config::Finding { line, key, what } = finding;
         tracing::warn!(file = %args.config.display(), line, key, "config key {key} {what}");
@@ -85,15 +85,26 @@ fn serve(args: &Args) -> anyhow::Result<()> {
         .thread_name("soci")
         .build()
         .context("start threads")?;
+    let place = |key: &str| match places.line(&[key]) {
+        Some(line) => format!("{}:{line}", args.config.display()),
+        None => args.config.display().to_string(),
+    };
+    let endpoints = Endpoints { metrics: place("metrics_address"), debug: place("debug_address") };
     let options = Options { address, root: args.root.clone(), config, metrics: Metrics::default() };
-    let result = runtime.block_on(until_signal(options));
+    let result = runtime.block_on(until_signal(options, &endpoints));
     traces.flush();
     // Work on the disk that was cut is as after a crash: what is recorded is whole.
     runtime.shutdown_timeout(LAST_WORK);
     result
 }
 
-async fn until_signal(options: Options) -> anyhow::Result<()> {
+/// Where the configuration names the addresses of endpoints: file and line.
+struct Endpoints {
+    metrics: String,
+    debug: String,
+}
+
+async fn until_signal(options: Options, endpoints: &Endpoints) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let (listen, metrics) = (options.config.metrics.clone(), options.metrics.clone());
@@ -113,8 +124,8 @@ async fn until_signal(options: Options) -> anyhow::Result<()> {
                 let error = soci_snapshotter::error::chain(&error);
                 tracing::warn!(error, "no control socket: soci auth explain --daemon will not work");
             }
-            serve_state(&inspected, Arc::clone(&live), stop.clone()).await?;
-            serve_metrics(&listen, metrics, live, gauges, stop).await?;
+            serve_state(inspected, &endpoints.debug, Arc::clone(&live), stop.clone()).await;
+            serve_metrics(listen, &endpoints.metrics, metrics, live, gauges, stop).await;
         }
         anyhow::Ok(daemon)
     };
@@ -173,13 +184,14 @@ fn layers(options: &Options) -> anyhow::Result<Wired> {
 
 /// Serves metrics where the configuration says so.
 async fn serve_metrics(
-    listen: &Option<Listen>,
+    listen: Option<Listen>,
+    place: &str,
     metrics: Metrics,
     live: Arc<Live>,
     gauges: Gauges,
     stop: CancellationToken,
-) -> anyhow::Result<()> {
-    let Some(listen) = listen else { return Ok(()) };
+) {
+    let Some(listen) = listen else { return };
     let render = move || {
         let mut scrape = Scrape::default();
         metrics.collect(&mut scrape);
@@ -189,22 +201,22 @@ async fn serve_metrics(
     };
     let page =
         metrics::serve::Page { path: "/metrics", kind: metrics::serve::TEXT, render: Arc::new(render) };
-    metrics::serve::serve(listen, page, stop).await
+    metrics::serve::serve(listen, page, place, stop).await;
 }
 
 /// Serves the daemon's state where the configuration says so.
-async fn serve_state(listen: &Debug, live: Arc<Live>, stop: CancellationToken) -> anyhow::Result<()> {
+async fn serve_state(listen: Debug, place: &str, live: Arc<Live>, stop: CancellationToken) {
     match listen {
-        Debug::Off => Ok(()),
+        Debug::Off => {}
         Debug::Unix(path) => {
-            metrics::serve::serve(&Listen::Unix(path.clone()), debug::page(live), stop).await
+            metrics::serve::serve(Listen::Unix(path), debug::page(live), place, stop).await;
         }
         Debug::Refused(address) => {
             tracing::warn!(
                 address,
+                place,
                 "debug_address is not a path: the state is for root alone and is not served there"
             );
-            Ok(())
         }
     }
 }

@@ -47,7 +47,7 @@ fn every_configuration_snippet_loads_without_a_finding_and_does_what_it_says() {
     let mut seen = (false, false);
     for block in blocks("toml") {
         std::fs::write(&path, block).unwrap();
-        let (_, config, findings) = config::load(&path).unwrap();
+        let config::Loaded { config, findings, .. } = config::load(&path).unwrap();
         assert!(findings.is_empty(), "{block}");
         seen = (seen.0 || config.cri.is_some(), seen.1 || config.kubernetes.is_some());
     }

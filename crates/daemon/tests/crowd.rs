@@ -48,7 +48,7 @@ impl Crowd {
             json!({ "auths": { registry.host(): { "username": "reader", "password": "pass-word-1" } } });
         std::fs::write(dir.path().join("config.json"), login.to_string()).unwrap();
         std::fs::write(dir.path().join("config.toml"), CONFIG).unwrap();
-        let (_, config, _) = config::load(&dir.path().join("config.toml")).unwrap();
+        let config = config::load(&dir.path().join("config.toml")).unwrap().config;
         let options = Options {
             address: dir.path().join("s.sock").display().to_string().parse().unwrap(),
             root: dir.path().join("state"),

@@ -1,13 +1,16 @@
 //! The program itself: arguments, configuration, log lines, signals, exit status.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use soci_testkit::wait;
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_soci-snapshotter-grpc"));
@@ -85,20 +88,89 @@ fn the_default_configuration_is_printed_and_loads() {
 
 #[test]
 fn a_bad_configuration_stops_the_start_with_file_line_and_key() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("c.toml");
-    std::fs::write(&path, "[http]\nMaxRetries = \"many\"\n").unwrap();
-    let (path, root) = (path.to_str().unwrap(), dir.path().join("state"));
-    let output = run(&["--config", path, "--root", root.to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(1));
-    let lines = lines(&output.stderr);
-    let last = lines.last().unwrap();
-    assert_eq!(last["level"], "fatal");
-    let message = last["msg"].as_str().unwrap();
-    for part in ["failed to load config file", path, "line 2", "[http] MaxRetries"] {
-        assert!(message.contains(part), "{message}");
+    for (text, key) in [
+        ("[http]\nMaxRetries = \"many\"\n", "[http] MaxRetries"),
+        ("[background_fetch]\ndrop_policy = \"random\"\n", "[background_fetch] drop_policy"),
+        ("debug = true\nmetrics_address = \"9090\"\n", "metrics_address"),
+        (
+            "[[resolver.host.\"a.example\".mirrors]]\nhost = \"ftp://b\"\n",
+            "[resolver.host.a.example.mirrors] host",
+        ),
+        ("\n[[resolver.host.\"a b\".mirrors]]\nhost = \"c\"\n", "[resolver.host.a b]"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, text).unwrap();
+        let (path, root) = (path.to_str().unwrap(), dir.path().join("state"));
+        let output = run(&["--config", path, "--root", root.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        let lines = lines(&output.stderr);
+        let last = lines.last().unwrap();
+        assert_eq!(last["level"], "fatal");
+        let message = last["msg"].as_str().unwrap();
+        for part in ["failed to load config file", path, "line 2", key] {
+            assert!(message.contains(part), "{message}");
+        }
+        assert!(!root.exists(), "nothing was begun");
     }
-    assert!(!root.exists(), "nothing was begun");
+}
+
+/// Returns the answer to a request for the metrics, once there is one.
+fn scrape(address: &str) -> String {
+    let answer = || {
+        let mut stream = TcpStream::connect(address).ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        text.starts_with("HTTP/1.1 200").then_some(text)
+    };
+    wait::until(Duration::from_secs(60), answer).unwrap_or_else(|| panic!("no metrics at {address}"))
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_warned_about_and_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    // Something is in the way of the other endpoint, too.
+    let debug = dir.path().join("d.sock");
+    std::fs::write(&debug, b"").unwrap();
+    let config = format!("\nmetrics_address = '{address}'\ndebug_address = '{}'\n", debug.display());
+    let (_child, seen, _stderr) = start(dir.path(), &config);
+    let warnings: Vec<_> = seen.iter().filter(|line| line["place"].is_string()).collect();
+    let file = dir.path().join("config.toml").display().to_string();
+    let about = |number: usize| {
+        ["address", "place", "error"].map(|key| warnings[number][key].as_str().unwrap().to_owned())
+    };
+    assert_eq!(about(0)[..2], [debug.display().to_string(), format!("{file}:3")], "{warnings:?}");
+    assert!(about(0)[2].contains("is not a socket"), "{warnings:?}");
+    assert_eq!(about(1)[..2], [address.clone(), format!("{file}:2")], "{warnings:?}");
+    assert!(about(1)[2].contains("in use"), "{warnings:?}");
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    drop(taken);
+    assert!(scrape(&address).contains("soci"));
+}
+
+#[test]
+fn metrics_are_served_at_all_addresses_where_no_host_is_named() {
+    // A machine may have no IPv6.
+    let six = TcpListener::bind("[::1]:0").is_ok();
+    for (network, four) in [("tcp", true), ("tcp4", true), ("tcp6", false)] {
+        if !six && !four {
+            continue;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+        let config = format!("metrics_address = ':{port}'\nmetrics_network = '{network}'\n");
+        let _running = start(dir.path(), &config);
+        for (host, served) in [("127.0.0.1", four), ("[::1]", six && network != "tcp4")] {
+            let address = format!("{host}:{port}");
+            match served {
+                true => assert!(scrape(&address).contains("soci")),
+                false => assert!(TcpStream::connect(&address).is_err(), "{network}: {address}"),
+            }
+        }
+    }
 }
 
 #[test]

@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use soci_oci::RegistryName;
+use soci_registry::settings::{Insecure, Mirror as Host};
+
+use super::address::{Family, TcpAddress};
 use super::raw::{self, Raw};
 
 /// What the daemon does, decided once.
@@ -29,8 +33,6 @@ pub struct Config {
     pub cache: Cache,
     /// Whether prefetch artifacts are honoured.
     pub prefetch: bool,
-    /// Where SOCI artifacts are looked for before the registry.
-    pub content_store: ContentStore,
     /// containerd's socket.
     pub containerd: PathBuf,
     /// How an index is found.
@@ -105,15 +107,6 @@ pub struct Http {
     pub pause: (Duration, Duration),
 }
 
-/// Where artifacts are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ContentStore {
-    /// Under the root directory.
-    Soci,
-    /// In containerd.
-    Containerd,
-}
-
 /// How an image's index is found, besides being named by the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Discovery {
@@ -123,13 +116,22 @@ pub struct Discovery {
     pub v2: bool,
 }
 
-/// An address to listen on.
+/// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
-    /// `host:port`.
-    Tcp(String),
+    /// An address of this machine.
+    Tcp(TcpAddress),
     /// A Unix socket.
     Unix(PathBuf),
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
 }
 
 /// A registry mirror.
@@ -138,7 +140,7 @@ pub struct Mirror {
     /// Host with an optional scheme, port and path, as configured.
     pub host: String,
     /// Whether it is spoken to without TLS.
-    pub insecure: bool,
+    pub insecure: Insecure,
     /// For a whole request, where it differs.
     pub request: Option<Limit>,
     /// Whether logins of the registry that pulls bring are sent to it.
@@ -156,8 +158,19 @@ pub enum Limit {
 
 /// A value that is well-formed but cannot be meant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct CheckError(String);
+#[error("{}: {what}", path.join("."))]
+pub struct CheckError {
+    /// The names of tables and keys that lead to it; one of a list is named by its number from zero.
+    pub path: Vec<String>,
+    /// The value, and what may stand there.
+    pub what: String,
+}
+
+impl CheckError {
+    fn new(path: &[&str], what: impl Into<String>) -> Self {
+        Self { path: path.iter().map(|name| (*name).to_owned()).collect(), what: what.into() }
+    }
+}
 
 impl Config {
     /// Checks `raw`.
@@ -176,22 +189,24 @@ impl Config {
             ),
             ..http.clone()
         };
-        choice("metadata_store", &raw.metadata_store, &["db", "db-multi"], "unknown metadata store type: ")?;
-        let policies = &["oldest", "newest"];
-        if !policies.contains(&raw.background_fetch.drop_policy.as_str()) {
-            return Err(CheckError(
-                "background_fetch.drop_policy must be \"oldest\" or \"newest\"".to_owned(),
-            ));
+        if !["", "db", "db-multi"].contains(&raw.metadata_store.as_str()) {
+            let what = format!(
+                "unknown metadata store type: {:?}; must be \"db\" or \"db-multi\"",
+                raw.metadata_store
+            );
+            return Err(CheckError::new(&["metadata_store"], what));
         }
-        let content_store = match raw.content_store.kind.as_str() {
-            "soci" | "" => ContentStore::Soci,
-            "containerd" => ContentStore::Containerd,
-            other => {
-                let text = format!("content_store.type {other:?}: must be \"soci\" or \"containerd\"");
-                return Err(CheckError(text));
-            }
-        };
-        parallel(&raw.pull_modes.parallel_pull_unpack, content_store)?;
+        let policy = raw.background_fetch.drop_policy.as_str();
+        if !["oldest", "newest"].contains(&policy) {
+            let what = format!("{policy:?}: must be \"oldest\" or \"newest\"");
+            return Err(CheckError::new(&["background_fetch", "drop_policy"], what));
+        }
+        let store = raw.content_store.kind.as_str();
+        if !["", "soci", "containerd"].contains(&store) {
+            let what = format!("{store:?}: must be \"soci\" or \"containerd\"");
+            return Err(CheckError::new(&["content_store", "type"], what));
+        }
+        parallel(&raw.pull_modes.parallel_pull_unpack, store)?;
         Ok(Self {
             read_timeout: blob_http.request,
             http,
@@ -203,7 +218,6 @@ impl Config {
             background_rate: positive(raw.background_fetch.max_bytes_per_second),
             cache: cache(&raw.span_cache)?,
             prefetch: raw.prefetch.enable,
-            content_store,
             containerd: socket(&raw.content_store.containerd_address, "/run/containerd/containerd.sock"),
             discovery: Discovery { v1: raw.pull_modes.soci_v1.enable, v2: raw.pull_modes.soci_v2.enable },
             strict: raw.pull_modes.strict,
@@ -242,7 +256,7 @@ fn positive(value: i64) -> Option<u64> {
 fn cache(raw: &raw::SpanCache) -> Result<Cache, CheckError> {
     let percent = u8::try_from(raw.max_percent).ok().filter(|percent| (1..=100).contains(percent));
     let percent = percent.ok_or_else(|| {
-        CheckError(format!("span_cache.max_percent {}: must be from 1 to 100", raw.max_percent))
+        CheckError::new(&["span_cache", "max_percent"], format!("{}: must be from 1 to 100", raw.max_percent))
     })?;
     let max_percent = (raw.max_bytes >= 0).then_some(percent);
     Ok(Cache { max_bytes: positive(raw.max_bytes), max_percent })
@@ -282,26 +296,19 @@ fn socket(text: &str, default: &str) -> PathBuf {
     PathBuf::from(if text.is_empty() { default } else { text })
 }
 
-fn choice(key: &str, value: &str, allowed: &[&str], message: &str) -> Result<(), CheckError> {
-    if value.is_empty() || allowed.contains(&value) {
-        return Ok(());
-    }
-    Err(CheckError(format!("{message}{value:?}; {key} must be one of {allowed:?}")))
-}
-
-fn parallel(raw: &raw::Parallel, store: ContentStore) -> Result<(), CheckError> {
-    let error = |text: &str| Err(CheckError(text.to_owned()));
+fn parallel(raw: &raw::Parallel, store: &str) -> Result<(), CheckError> {
+    let error = |key, what: &str| Err(CheckError::new(&["pull_modes", "parallel_pull_unpack", key], what));
     if !is_size(&raw.concurrent_download_chunk_size) {
-        return Err(CheckError(format!(
-            "invalid size format: pull_modes.parallel_pull_unpack.concurrent_download_chunk_size {:?} must be like \"8mb\"",
-            raw.concurrent_download_chunk_size
-        )));
+        let size = &raw.concurrent_download_chunk_size;
+        let what = format!("invalid size format: {size:?} must be like \"8mb\"");
+        return error("concurrent_download_chunk_size", &what);
     }
     if !raw.enable && !raw.experimental_parallel_pull_as_fallback {
         return Ok(());
     }
-    if store != ContentStore::Containerd && !raw.discard_unpacked_layers {
+    if store != "containerd" && !raw.discard_unpacked_layers {
         return error(
+            if raw.enable { "enable" } else { "experimental_parallel_pull_as_fallback" },
             "parallel_pull_unpack mode requires containerd content store (content_store.type = \"containerd\") \
              or discard_unpacked_layers = true",
         );
@@ -309,10 +316,10 @@ fn parallel(raw: &raw::Parallel, store: ContentStore) -> Result<(), CheckError> 
     if raw.max_concurrent_downloads > 0
         && raw.max_concurrent_downloads < raw.max_concurrent_downloads_per_image
     {
-        return error("global download limit less than per-image download limit");
+        return error("max_concurrent_downloads", "global download limit less than per-image download limit");
     }
     if raw.max_concurrent_unpacks > 0 && raw.max_concurrent_unpacks < raw.max_concurrent_unpacks_per_image {
-        return error("global unpack limit less than per-image unpack limit");
+        return error("max_concurrent_unpacks", "global unpack limit less than per-image unpack limit");
     }
     Ok(())
 }
@@ -330,21 +337,38 @@ fn metrics(raw: &Raw) -> Result<Option<Listen>, CheckError> {
     if raw.no_prometheus || raw.metrics_address.is_empty() {
         return Ok(None);
     }
-    match raw.metrics_network.as_str() {
-        "tcp" | "tcp4" | "tcp6" | "" => Ok(Some(Listen::Tcp(raw.metrics_address.clone()))),
-        "unix" => Ok(Some(Listen::Unix(PathBuf::from(&raw.metrics_address)))),
-        other => Err(CheckError(format!("metrics_network {other:?}: must be \"tcp\" or \"unix\""))),
-    }
+    let family = match raw.metrics_network.as_str() {
+        "tcp" | "" => Family::Any,
+        "tcp4" => Family::V4,
+        "tcp6" => Family::V6,
+        "unix" => return Ok(Some(Listen::Unix(PathBuf::from(&raw.metrics_address)))),
+        other => {
+            let what = format!("{other:?}: must be \"tcp\", \"tcp4\", \"tcp6\" or \"unix\"");
+            return Err(CheckError::new(&["metrics_network"], what));
+        }
+    };
+    let address = TcpAddress::parse(&raw.metrics_address, family);
+    address
+        .map(|address| Some(Listen::Tcp(address)))
+        .map_err(|what| CheckError::new(&["metrics_address"], what))
 }
 
 fn mirrors(raw: &raw::Resolver) -> Result<BTreeMap<String, Vec<Mirror>>, CheckError> {
     let mut hosts = BTreeMap::new();
     for (host, configured) in &raw.host {
+        if RegistryName::new(host).is_err() {
+            let what = format!("{host:?} is no registry host; write it as images name it, host[:port]");
+            return Err(CheckError::new(&["resolver", "host", host], what));
+        }
         let mut mirrors = Vec::new();
-        for mirror in &configured.mirrors {
+        for (number, mirror) in configured.mirrors.iter().enumerate() {
+            let number = number.to_string();
+            let path = ["resolver", "host", host, "mirrors", &number, "host"];
             if mirror.host.trim().is_empty() {
-                return Err(CheckError(format!("resolver.host.{host:?}: a mirror without host")));
+                return Err(CheckError::new(&path, "a mirror without host"));
             }
+            let insecure = if mirror.insecure { Insecure::Yes } else { Insecure::No };
+            Host::parse(&mirror.host, insecure).map_err(|error| CheckError::new(&path, error.to_string()))?;
             let request = match mirror.request_timeout_sec {
                 0 => None,
                 ..0 => Some(Limit::None),
@@ -352,7 +376,7 @@ fn mirrors(raw: &raw::Resolver) -> Result<BTreeMap<String, Vec<Mirror>>, CheckEr
             };
             mirrors.push(Mirror {
                 host: mirror.host.clone(),
-                insecure: mirror.insecure,
+                insecure,
                 request,
                 forward_credentials: mirror.forward_credentials,
             });

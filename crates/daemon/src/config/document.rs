@@ -75,7 +75,7 @@ mod tests {
         let text = document();
         for line in [
             "| `MaxRetries` | integer | `8` | Attempts after the first; negative for none. |",
-            "| `metrics_network` | string | `'tcp'` | `tcp` or `unix`. |",
+            "| `metrics_network` | string | `'tcp'` | `tcp`, `tcp4` or `tcp6` for addresses of that kind alone, or `unix`. |",
             "## `[[resolver.host.\"NAME\".mirrors]]`",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");

@@ -34,9 +34,9 @@ tables! {
         "mount_timeout_sec" mount_timeout_sec: i64 = 30, Used;
         /// Seconds after which operations of an image are counted into the log.
         "fuse_metrics_emit_wait_duration_sec" fuse_metrics_emit_wait_duration_sec: i64 = 60, Unused("operations are counted without pause");
-        /// Where metrics are served: `host:port`, or a path with `metrics_network = "unix"`. Empty for nowhere.
+        /// Where metrics are served: `host:port`, `:port` for all addresses, or a path with `metrics_network = "unix"`. Empty for nowhere. An address that cannot be had is warned about once and tried again until it can.
         "metrics_address" metrics_address: String = String::new(), Used;
-        /// `tcp` or `unix`.
+        /// `tcp`, `tcp4` or `tcp6` for addresses of that kind alone, or `unix`.
         "metrics_network" metrics_network: String = "tcp".to_owned(), Used;
         /// Whether no metrics are served.
         "no_prometheus" no_prometheus: bool = false, Used;
@@ -166,7 +166,7 @@ tables! {
 
     /// `[content_store]`
     ContentStore {
-        /// `soci` for the store under the root directory, `containerd` for containerd's.
+        /// `soci` or `containerd`. Both are read whatever it says, containerd's store before the one under the root directory; what the daemon fetches is kept under its root.
         "type" kind: String = "soci".to_owned(), Used;
         /// containerd's socket.
         "containerd_address" containerd_address: String = "/run/containerd/containerd.sock".to_owned(), Used;

@@ -1,6 +1,8 @@
 use std::time::Duration;
 
-use super::checked::{ContentStore, Discovery, Limit, Listen};
+use soci_registry::settings::Insecure;
+
+use super::checked::{Discovery, Limit, Listen};
 use super::read::parse;
 use super::schema::{Key, Kind, Table};
 use super::*;
@@ -9,13 +11,13 @@ use super::*;
 const SAMPLE: &str = include_str!("../../tests/sample.toml");
 
 fn check(text: &str) -> Config {
-    Config::check(&parse(text).unwrap_or_else(|error| panic!("{text}: {error}")).0)
+    Config::check(&parse(text).unwrap_or_else(|error| panic!("{text}: {error}")).raw)
         .unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
 #[test]
 fn a_file_of_the_references_shape_loads_without_a_finding() {
-    let (raw, findings) = parse(SAMPLE).unwrap();
+    let read::Parsed { raw, findings, .. } = parse(SAMPLE).unwrap();
     assert_eq!(findings, []);
     let mut expected = Raw::default();
     expected.blob.max_retries = Some(8);
@@ -34,7 +36,6 @@ fn the_defaults_are_the_references() {
     assert_eq!(config.read_timeout, Duration::from_secs(300));
     assert_eq!(config.mount_timeout, Duration::from_secs(30));
     assert_eq!(config.discovery, Discovery { v1: false, v2: true });
-    assert_eq!(config.content_store, ContentStore::Soci);
     assert_eq!(config.containerd, Path::new("/run/containerd/containerd.sock"));
     assert!(config.verify_headers && config.check_overlay && config.background_fetch && !config.strict);
     assert_eq!((config.metrics, config.cri, config.kubernetes), (None, None, None));
@@ -88,7 +89,6 @@ min_layer_size = 10
     let config = check(text);
     assert_eq!(config.metrics, Some(Listen::Unix("/run/m.sock".into())));
     assert!(!config.verify_headers && config.strict);
-    assert_eq!(config.content_store, ContentStore::Containerd);
     assert_eq!(config.containerd, Path::new("/c.sock"));
     assert_eq!(config.cri.as_deref(), Some(Path::new("/run/containerd/containerd.sock")));
     let kubernetes = config.kubernetes.unwrap();
@@ -99,7 +99,10 @@ min_layer_size = 10
     let mirrors = &config.mirrors["docker.io"];
     assert_eq!((mirrors[0].request, mirrors[0].forward_credentials), (Some(Limit::None), false));
     assert!(mirrors[1].forward_credentials);
-    assert_eq!((mirrors[1].host.as_str(), mirrors[1].insecure, mirrors[1].request), ("other", true, None));
+    assert_eq!(
+        (mirrors[1].host.as_str(), mirrors[1].insecure, mirrors[1].request),
+        ("other", Insecure::Yes, None)
+    );
 }
 
 #[test]
@@ -148,36 +151,72 @@ fn a_malformed_file_names_line_and_key() {
 
 #[test]
 fn unknown_keys_and_changed_ones_without_effect_are_findings() {
-    let (_, findings) =
-        parse("nonsense = 1\nmetadata_store = \"db-multi\"\n[http]\nx = 1\n[new]\ny = 1\n").unwrap();
+    let findings =
+        parse("nonsense = 1\nmetadata_store = \"db-multi\"\n[http]\nx = 1\n[new]\ny = 1\n").unwrap().findings;
     let found: Vec<_> = findings.iter().map(|finding| (finding.line, finding.key.as_str())).collect();
     assert_eq!(found, [(1, "nonsense"), (2, "metadata_store"), (4, "[http] x"), (5, "new")]);
     assert!(findings[1].what.contains("has no effect: layer metadata"), "{findings:?}");
 }
 
 #[test]
-fn values_that_cannot_be_meant_stop_the_start() {
-    for (text, expected) in [
-        ("metadata_store = \"sqlite\"", "unknown metadata store type"),
-        ("[background_fetch]\ndrop_policy = \"random\"", "must be \"oldest\" or \"newest\""),
-        ("[content_store]\ntype = \"x\"", "content_store.type"),
-        ("metrics_address = \"a\"\nmetrics_network = \"udp\"", "metrics_network"),
+fn values_that_cannot_be_meant_name_line_and_key() {
+    let parallel = "[pull_modes.parallel_pull_unpack] ";
+    for (text, line, key, expected) in [
+        ("debug = true\nmetadata_store = \"sqlite\"", 2, "metadata_store", "unknown metadata store type"),
+        (
+            "[background_fetch]\ndrop_policy = \"random\"",
+            2,
+            "[background_fetch] drop_policy",
+            "must be \"oldest\" or \"newest\"",
+        ),
+        ("[content_store]\n\ntype = \"x\"", 3, "[content_store] type", "must be \"soci\""),
+        ("metrics_address = \"a:1\"\nmetrics_network = \"udp\"", 2, "metrics_network", "must be \"tcp\""),
+        ("debug = true\nmetrics_address = \"nine\"", 2, "metrics_address", "no port"),
+        (
+            "metrics_network = \"tcp4\"\nmetrics_address = \"[::1]:9090\"",
+            2,
+            "metrics_address",
+            "metrics_network",
+        ),
         (
             "[pull_modes.parallel_pull_unpack]\nconcurrent_download_chunk_size = \"8 lines\"",
+            2,
+            &format!("{parallel}concurrent_download_chunk_size"),
             "invalid size format",
         ),
-        ("[pull_modes.parallel_pull_unpack]\nenable = true", "requires containerd content store"),
+        (
+            "[pull_modes.parallel_pull_unpack]\nenable = true",
+            2,
+            &format!("{parallel}enable"),
+            "requires containerd content store",
+        ),
         (
             "[content_store]\ntype = \"containerd\"\n[pull_modes.parallel_pull_unpack]\nenable = true\nmax_concurrent_downloads = 1",
+            5,
+            &format!("{parallel}max_concurrent_downloads"),
             "global download limit less than per-image download limit",
         ),
-        ("[[resolver.host.x.mirrors]]\ninsecure = true", "without host"),
-        ("[span_cache]\nmax_percent = 0", "from 1 to 100"),
-        ("[span_cache]\nmax_percent = 101", "from 1 to 100"),
+        (
+            "debug = true\n[[resolver.host.x.mirrors]]\ninsecure = true",
+            2,
+            "[resolver.host.x.mirrors]",
+            "without host",
+        ),
+        (
+            "[[resolver.host.x.mirrors]]\nhost = \"a\"\n[[resolver.host.x.mirrors]]\nhost = \"https://u:p@b\"",
+            4,
+            "[resolver.host.x.mirrors] host",
+            "credentials do not belong",
+        ),
+        ("\n[resolver.host.\"a/b\"]\nmirrors = []", 2, "[resolver.host.a/b]", "no registry host"),
+        ("\n[[resolver.host.\"a b\".mirrors]]\nhost = \"c\"", 2, "[resolver.host.a b]", "no registry host"),
+        ("[span_cache]\nmax_percent = 0", 2, "[span_cache] max_percent", "from 1 to 100"),
+        ("[SPAN_CACHE]\nmax_percent = 101", 2, "[span_cache] max_percent", "from 1 to 100"),
     ] {
-        let (raw, _) = parse(text).unwrap();
-        let error = Config::check(&raw).expect_err(text).to_string();
-        assert!(error.contains(expected), "{text}: {error}");
+        let parsed = parse(text).unwrap();
+        let error = parsed.places.locate(Config::check(&parsed.raw).expect_err(text));
+        assert_eq!((error.line, error.key.as_str()), (line, key), "{text}: {error}");
+        assert!(error.what.contains(expected), "{text}: {error}");
     }
 }
 
@@ -186,9 +225,9 @@ fn a_dump_loads_to_the_same() {
     let text = "max_concurrency = 7\n[[resolver.host.\"a.b\".mirrors]]\nhost = \"it's\"\n[blob]\nmax_retries = 1\n\
                 [pull_modes.parallel_pull_unpack.decompress_streams.gzip]\npath = \"/x\"\nargs = [\"-d\"]\n";
     for text in ["", text, SAMPLE] {
-        let (raw, _) = parse(text).unwrap();
+        let raw = parse(text).unwrap().raw;
         let dumped = dump::dump(&raw).unwrap();
-        assert_eq!(parse(&dumped).unwrap_or_else(|error| panic!("{dumped}\n{error}")).0, raw);
+        assert_eq!(parse(&dumped).unwrap_or_else(|error| panic!("{dumped}\n{error}")).raw, raw);
     }
     let dumped = dump::dump(&Raw::default()).unwrap();
     assert!(dumped.starts_with("http_cache_type = ''\nfilesystem_cache_type = ''\n"), "{dumped}");

@@ -29,7 +29,7 @@ pub(super) fn socket(args: &Args) -> PathBuf {
 pub(super) async fn look(args: &Args, findings: &mut Vec<Finding>) -> Option<Config> {
     let file = shown(&args.config);
     let loaded = match config::load(&args.config) {
-        Ok((_, config, warnings)) => {
+        Ok(config::Loaded { config, findings: warnings, .. }) => {
             let present = if args.config.exists() { "loads" } else { "is absent: the defaults hold" };
             findings.push(Finding::new("config", Level::Ok, format!("{file} {present}")));
             for config::Finding { line, key, what } in warnings {

@@ -1,6 +1,7 @@
 //! An endpoint that shows one page: `GET /metrics`, or the state for debugging.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,15 +13,22 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::address::{Family, TcpAddress};
 use crate::config::checked::Listen;
-use crate::serve::bind;
+use crate::serve;
 
 /// Connections at once: a scraper has one.
 const CONNECTIONS: usize = 16;
+/// How long the start waits for the address to be had; a name may have to be looked up.
+const AT_START: Duration = Duration::from_millis(500);
+/// The shortest and the longest pause before it is tried again.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 128;
 /// How long a connection may take for a request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -49,26 +57,95 @@ enum Listener {
     Unix(UnixListener),
 }
 
-/// Serves `page` at `listen` until `stop`. Returns when it listens.
-///
-/// # Errors
-/// When the address cannot be had.
-pub async fn serve(listen: &Listen, page: Page, stop: CancellationToken) -> anyhow::Result<()> {
-    let listener = match listen {
-        Listen::Tcp(address) => Listener::Tcp(
-            TcpListener::bind(address)
-                .await
-                .with_context(|| format!("listen on {address:?} for {}", page.path))?,
-        ),
-        Listen::Unix(path) => Listener::Unix(UnixListener::from_std(bind(path)?)?),
-    };
+/// Serves `page` at `listen` until `stop`. Returns when it listens, or soon after it cannot: at boot an address may come
+/// later, and a port may be somebody else's for a while. That is warned about once, naming the line of the configuration,
+/// `place`, and tried again for as long as it takes.
+pub async fn serve(listen: Listen, page: Page, place: &str, stop: CancellationToken) {
+    let first = tokio::time::timeout(AT_START, bind(&listen)).await;
+    let first = first.unwrap_or_else(|_| Err(anyhow::anyhow!("its name is not resolved yet")));
+    if let Err(error) = &first {
+        tracing::warn!(
+            address = %listen,
+            error = format!("{error:#}"),
+            place,
+            "{} is not served: cannot listen on {listen} ({place}); it is tried again",
+            page.path
+        );
+    }
     tokio::spawn(async move {
+        let served = async {
+            let listener = match first {
+                Ok(listener) => listener,
+                Err(_) => bind_later(&listen, page.path).await,
+            };
+            accept(listener, page).await;
+        };
         tokio::select! {
-            () = accept(listener, page) => {}
+            () = served => {}
             () = stop.cancelled() => {}
         }
     });
-    Ok(())
+}
+
+async fn bind_later(listen: &Listen, path: &str) -> Listener {
+    let (mut pause, longest) = AGAIN;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(longest);
+        match bind(listen).await {
+            Ok(listener) => {
+                tracing::info!(address = %listen, "{path} is served now");
+                return listener;
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::debug!(address = %listen, error, "{path} is still not served");
+            }
+        }
+    }
+}
+
+async fn bind(listen: &Listen) -> anyhow::Result<Listener> {
+    Ok(match listen {
+        Listen::Tcp(address) => Listener::Tcp(bind_tcp(address).await?),
+        Listen::Unix(path) => Listener::Unix(UnixListener::from_std(serve::bind(path)?)?),
+    })
+}
+
+async fn bind_tcp(address: &TcpAddress) -> anyhow::Result<TcpListener> {
+    let TcpAddress { host, port, family } = address;
+    let found: Vec<SocketAddr> = match host {
+        None => address.everywhere(),
+        Some(host) => tokio::net::lookup_host((host.as_str(), *port))
+            .await
+            .with_context(|| format!("look {host:?} up"))?
+            .filter(|found| family.holds(found))
+            .collect(),
+    };
+    let mut failed = anyhow::anyhow!("it has no address of the network that metrics_network names");
+    for found in found {
+        match listen_on(found, *family) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failed = anyhow::Error::new(error).context(found),
+        }
+    }
+    Err(failed)
+}
+
+fn listen_on(address: SocketAddr, family: Family) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => {
+            let socket = TcpSocket::new_v6()?;
+            // Whatever the machine's default: all addresses are those of both kinds, unless one is asked for.
+            rustix::net::sockopt::set_ipv6_v6only(&socket, family == Family::V6)?;
+            socket
+        }
+    };
+    // Connections of an earlier process that are not quite over do not keep its port.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn accept(listener: Listener, page: Page) {

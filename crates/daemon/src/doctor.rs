@@ -1,6 +1,7 @@
 //! `soci-snapshotter-grpc doctor`: what on this node keeps images from being lazy, each finding with the line to change.
 //!
-//! It reads what the daemon and containerd read, and asks what they would ask; it changes nothing and needs no running daemon.
+//! It reads what the daemon and containerd read, in the daemon's [`environment`], and asks what they would ask; it changes
+//! nothing and needs no running daemon.
 //! Whatever it cannot look at is a finding, never a failure of the doctor.
 
 use std::io::Write;
@@ -14,6 +15,7 @@ use crate::args::Args;
 
 mod containerd;
 mod containerd_config;
+mod environment;
 mod image;
 mod machine;
 mod own;
@@ -91,9 +93,11 @@ struct Report {
 /// # Errors
 /// When it cannot be printed.
 pub fn run(args: &Args, wanted: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let environment = environment::enter(&args.root);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start threads")?;
-    let findings = runtime.block_on(look(args, wanted));
+    let mut findings = vec![environment];
+    findings.extend(runtime.block_on(look(args, wanted)));
     // Secrets may be synced, and helpers may run; nobody waits for them.
     runtime.shutdown_background();
     let worst = findings.iter().map(|finding| finding.level).max();

@@ -1,5 +1,6 @@
 //! The doctor before a real containerd, daemon and registry: what it finds is what a pull would meet.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -34,6 +35,19 @@ impl Said {
 }
 
 fn doctor(stage: &Stage, config: &Path, containerd: &Path, words: &[&str]) -> Result<Said> {
+    let mut shell = stage.cli_env();
+    shell.push(("DOCKER_CONFIG".to_owned(), stage.path().join("docker").into()));
+    doctor_of(shell, stage, config, containerd, words)
+}
+
+/// The doctor, called from a shell with these variables.
+fn doctor_of(
+    shell: Vec<(String, OsString)>,
+    stage: &Stage,
+    config: &Path,
+    containerd: &Path,
+    words: &[&str],
+) -> Result<Said> {
     let mut command = Command::new(stage.binaries.path("soci-snapshotter-grpc"));
     command.arg("--address").arg(stage.snapshotter.socket()).arg("--root").arg(stage.snapshotter.root());
     command
@@ -42,10 +56,7 @@ fn doctor(stage: &Stage, config: &Path, containerd: &Path, words: &[&str]) -> Re
         .args(["doctor", "--json", "--containerd-config"])
         .arg(containerd)
         .args(words);
-    for (key, value) in stage.cli_env() {
-        command.env(key, value);
-    }
-    let output = command.env("DOCKER_CONFIG", stage.path().join("docker")).stdin(Stdio::null()).output()?;
+    let output = command.envs(shell).stdin(Stdio::null()).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(!text.contains(PASSWORD), "{text}");
     let report: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
@@ -92,6 +103,28 @@ fn a_node_and_an_image_that_are_well_are_said_to_be_with_each_containerd() -> Re
             "{layers:?}"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn an_image_is_looked_at_in_the_environment_of_the_daemon() -> Result<()> {
+    let mut options = StageOptions::new(AuthMode::Basic)?;
+    options.config.push_str("[resolver]\nconfig_path = \"{stage}/certs.d\"\n");
+    let mut stage = Stage::start(options)?;
+    let (config, containerd) = (stage.path().join("s/config.toml"), stage.path().join("c/config.toml"));
+    let published = stage.publish_v2(&images::single(63), "team/app", "1")?;
+    // The shell knows neither the login nor whom the registry's certificate is of.
+    let shell = vec![("DOCKER_CONFIG".to_owned(), stage.path().join("nowhere").into())];
+    let said = doctor_of(shell.clone(), &stage, &config, &containerd, &[&published.reference])?;
+    let pid = stage.snapshotter.daemon().id();
+    assert_eq!(said.texts("environment", "ok"), [format!("the running daemon's (process {pid})")]);
+    assert_eq!((said.texts("image", "ok").len(), said.texts("image", "error").len()), (1, 0));
+    let login = said.texts("login", "ok").join("\n");
+    assert!(login.contains("docker-config") && login.contains(USER), "{login}");
+    stage.snapshotter.daemon().stop();
+    let said = doctor_of(shell, &stage, &config, &containerd, &[])?;
+    let environment = said.texts("environment", "note").join("\n");
+    assert!(environment.starts_with("this shell's: no daemon runs"), "{:?}", said.findings);
     Ok(())
 }
 

@@ -19,6 +19,25 @@ const STATE: &str = "var/lib/soci-snapshotter-grpc";
 /// How long systemd may take to start.
 const BOOT: Duration = Duration::from_secs(60);
 
+/// What machines refuse in a container: a hierarchy of groups, a group in it, and namespaces with their own /proc and groups.
+/// What works is undone, but for the hierarchy and the group.
+const ALLOWED_SCRIPT: &str = r#"
+set -e
+if [ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ]; then
+    export KIND="-t cgroup2 cgroup2" AT=sys/fs/cgroup
+else
+    export KIND="-t cgroup -o none,name=systemd cgroup" AT=sys/fs/cgroup/systemd
+fi
+mount $KIND "$GROUPS_AT"
+mkdir "$GROUPS_AT/$GROUP"
+sh -c 'echo 0 >"$GROUPS_AT/$GROUP/cgroup.procs"'
+unshare --fork --kill-child --pid --mount --uts --ipc --cgroup sh -ec '
+    mount --make-rprivate /
+    mount -t proc proc "$ROOT/proc"
+    mount $KIND "$ROOT/tmp"
+'
+"#;
+
 /// Moves into a group of its own, then into namespaces of its own, and becomes systemd. Of the machine's units none starts:
 /// what services depend on by default is replaced by an empty target.
 const BOOT_SCRIPT: &str = r#"
@@ -28,9 +47,6 @@ if [ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ]; then
 else
     export KIND="-t cgroup -o none,name=systemd cgroup" AT=sys/fs/cgroup/systemd
 fi
-mkdir "$GROUPS_AT"
-mount $KIND "$GROUPS_AT"
-mkdir "$GROUPS_AT/$GROUP"
 echo 0 >"$GROUPS_AT/$GROUP/cgroup.procs"
 exec unshare --fork --kill-child --pid --mount --uts --ipc --cgroup sh -ec '
     mount --make-rprivate /
@@ -43,6 +59,15 @@ exec unshare --fork --kill-child --pid --mount --uts --ipc --cgroup sh -ec '
         chroot "$ROOT" /lib/systemd/systemd --system --unit=guest.target --show-status=0 --log-target=console
 '
 "#;
+
+/// What came of starting systemd in the copy.
+#[derive(Debug)]
+pub enum Boot {
+    /// It runs.
+    Up,
+    /// The machine does not let it run in a container, for this reason.
+    Refused(String),
+}
 
 /// The copy.
 #[derive(Debug)]
@@ -96,11 +121,12 @@ impl Guest {
         self.directory.path()
     }
 
-    /// Starts its systemd.
+    /// Starts its systemd, or says why the machine does not let one run in a container: that may be so, and whatever else
+    /// goes wrong is an error.
     ///
     /// # Errors
-    /// Where the machine has none, or does not let it run in a container; the message carries the end of its log.
-    pub fn boot(&mut self) -> Result<()> {
+    /// Where the machine has none, or it does not come up; the message carries the end of its log.
+    pub fn boot(&mut self) -> Result<Boot> {
         let program = self.root.join("lib/systemd/systemd");
         if !program.exists() {
             bail!("this machine has no systemd (Debian package of that name)");
@@ -110,13 +136,11 @@ impl Guest {
         for unit in ["guest.target", "sysinit.target"] {
             std::fs::write(units.join(unit), "[Unit]\nDescription=guest\nDefaultDependencies=no\n")?;
         }
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", BOOT_SCRIPT])
-            .env("ROOT", &self.root)
-            .env("GROUPS_AT", self.groups())
-            .env("GROUP", &self.group)
-            .env_remove("NOTIFY_SOCKET");
+        std::fs::create_dir(self.groups())?;
+        if let Err(refusal) = output(&mut self.script(ALLOWED_SCRIPT)) {
+            return Ok(Boot::Refused(refusal.to_string()));
+        }
+        let command = self.script(BOOT_SCRIPT);
         let log = self.directory.path().join("systemd.log");
         let mut systemd = Daemon::start("systemd", &command, &log, Signal::KILL)?;
         let id = systemd.id();
@@ -124,7 +148,19 @@ impl Guest {
             || init_of(id).is_some_and(|init| run_in(init, "systemctl", &["is-system-running"]).is_ok());
         let booted = systemd.wait_ready(BOOT, running);
         self.systemd = Some(systemd);
-        Ok(booted?)
+        booted?;
+        Ok(Boot::Up)
+    }
+
+    fn script(&self, text: &str) -> Command {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", text])
+            .env("ROOT", &self.root)
+            .env("GROUPS_AT", self.groups())
+            .env("GROUP", &self.group)
+            .env_remove("NOTIFY_SOCKET");
+        command
     }
 
     /// Returns the process id of its systemd, as the machine counts.

@@ -87,7 +87,7 @@ fn middle() -> Layer {
 }
 
 /// `cap_net_bind_service=ep`, revision 2, as the kernel stores it.
-const CAPABILITY: &[u8] = &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+pub const CAPABILITY: &[u8] = &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// Smaller than any layer that is indexed by default.
 fn top() -> Layer {

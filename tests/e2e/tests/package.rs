@@ -1,7 +1,7 @@
 //! The Debian package: installed, run as its units say, and removed, on a copy of this machine.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,12 +9,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 use soci_e2e::binaries::Binaries;
-use soci_e2e::guest::Guest;
-use soci_e2e::stage::{Backstage, PASSWORD, USER, write_docker_config};
+use soci_e2e::guest::{Boot, Guest};
+use soci_e2e::stage::{Backstage, PASSWORD, USER};
 use soci_e2e::{images, layout};
 use soci_testkit::image::{Dialect, Image};
+use soci_testkit::layer_gen::{Attr, EntryType, LayerBuilder, Numbers};
 use soci_testkit::process::output;
 use soci_testkit::snapshots::Snapshots;
 use soci_testkit::{AuthMode, mounts, wait};
@@ -92,6 +93,30 @@ fn it_brings_all_that_a_node_needs_and_takes_it_away_again() -> Result<()> {
     let ours = |line: &&str| line.contains("soci");
     let left: Vec<&str> = listed.lines().filter(ours).filter(|path| exists(&guest, path)).collect();
     assert_eq!(left, Vec::<&str>::new());
+    Ok(())
+}
+
+#[test]
+fn a_state_directory_behind_a_link_is_emptied_and_the_link_goes() -> Result<()> {
+    let _turn = turn();
+    let guest = Guest::new()?;
+    let package = package_for(&guest)?;
+    guest.run("dpkg", &["--install", &package])?;
+    let (link, disk) = ("/var/lib/soci-snapshotter-grpc", "/srv/disk/soci");
+    guest.run("umount", &[link])?;
+    guest.run("rmdir", &[link])?;
+    let layer = format!("{disk}/snapshotter/snapshots/1/fs");
+    guest.run("mkdir", &["-p", &layer, &format!("{disk}/soci/spans")])?;
+    guest.run("touch", &[&format!("{disk}/version"), &format!("{disk}/of-somebody-else")])?;
+    guest.run("ln", &["-s", disk, link])?;
+    // Stands in for the mount of a daemon that was killed.
+    guest.run("mount", &["-t", "tmpfs", "dead", &layer])?;
+    guest.run("dpkg", &["--remove", PACKAGE])?;
+    assert_eq!(mounts::beneath(&guest.root().join(&disk[1..]))?.len(), 0);
+    assert!(exists(&guest, link) && exists(&guest, &layer));
+    guest.run("dpkg", &["--purge", PACKAGE])?;
+    assert!(!exists(&guest, link));
+    assert_eq!(guest.run("ls", &["-A", disk])?.trim(), "of-somebody-else");
     Ok(())
 }
 
@@ -198,6 +223,64 @@ fn its_command_line_serves_the_socket_it_is_handed_and_gives_signs_of_life() -> 
     Ok(())
 }
 
+/// An image of a layer worth indexing and one too small for it; to make what they hold takes capabilities.
+fn image() -> Image {
+    let privileged = |directory: &str| {
+        let program = Attr::mode(0o755).xattr("security.capability", images::CAPABILITY);
+        LayerBuilder::new()
+            .dir(directory, &Attr::mode(0o2755).owned(3, 4))
+            .device(&format!("{directory}/null"), &Attr::mode(0o666), EntryType::Char, 1, 3)
+            .file(format!("{directory}/program"), &program, b"x")
+            .file(format!("{directory}/setuid"), &Attr::mode(0o4755).owned(5, 6), b"x")
+    };
+    let lazy = privileged("lazy")
+        .file("probe", &Attr::mode(0o755), images::PROBE)
+        .file("random", &Attr::default(), &Numbers::new(8).bytes(1_500_000))
+        .gzip();
+    Image::new(vec![lazy, privileged("unpacked").gzip()], Dialect::Oci, &["/probe"])
+}
+
+/// Asserts that a directory of the image is as its layer has it.
+fn is_whole(directory: &Path) -> Result<()> {
+    let of = |name: &str| {
+        directory.join(name).symlink_metadata().with_context(|| format!("{directory:?}: {name}"))
+    };
+    let (null, setuid) = (of("null")?, of("setuid")?);
+    assert!(null.file_type().is_char_device());
+    assert_eq!((rustix::fs::major(null.rdev()), rustix::fs::minor(null.rdev())), (1, 3));
+    assert_eq!((setuid.mode() & 0o7777, setuid.uid(), setuid.gid()), (0o4755, 5, 6));
+    let mut value = [0; 64];
+    let length = rustix::fs::lgetxattr(directory.join("program"), "security.capability", &mut value)?;
+    assert_eq!(&value[..length], images::CAPABILITY);
+    Ok(())
+}
+
+/// Installs a credential helper that has a login for nobody but the user of that name.
+fn install_helper(guest: &Guest, host: &str) -> Result<()> {
+    let login = guest.root().join("etc/soci-login");
+    std::fs::create_dir(&login)?;
+    std::fs::write(login.join("config.json"), json!({ "credHelpers": { host: "nobody" } }).to_string())?;
+    let become_nobody = "#!/bin/sh\ncat >/dev/null\ncat /proc/self/oom_score_adj >/run/helper-score\n\
+                         exec setpriv --reuid=nobody --regid=nogroup --clear-groups /usr/local/bin/login-of-nobody\n";
+    let answer = json!({ "Username": USER, "Secret": PASSWORD });
+    let answer = format!("#!/bin/sh\n[ \"$(id -u):$(id -G)\" = 65534:65534 ] && echo '{answer}'\n");
+    for (name, text) in [("docker-credential-nobody", become_nobody), ("login-of-nobody", answer.as_str())] {
+        let file = guest.root().join("usr/local/bin").join(name);
+        std::fs::write(&file, text)?;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+/// Calls the doctor in the guest; returns what it says of some checks.
+fn doctor(guest: &Guest, reference: &str, checks: &[&str]) -> Result<Vec<String>> {
+    let line = format!("env -i PATH=$PATH soci-snapshotter-grpc doctor --json {reference} || true");
+    let report: Value = serde_json::from_str(&guest.run("sh", &["-c", &line])?)?;
+    let findings = report["findings"].as_array().context("no findings")?;
+    let wanted = findings.iter().filter(|found| checks.iter().any(|check| found["check"] == *check));
+    Ok(wanted.map(|found| format!("{} {}", found["level"], found["what"])).collect())
+}
+
 /// An image in a registry that the daemon of the guest can pull lazily.
 struct Pushed {
     backstage: Backstage,
@@ -208,7 +291,7 @@ struct Pushed {
 
 fn publish(guest: &Guest) -> Result<Pushed> {
     let backstage = Backstage::start(soci_testkit::Options::default().auth(AuthMode::Basic, USER, PASSWORD))?;
-    let image = images::odd(Dialect::Oci);
+    let image = image();
     let (from, to) = (guest.outside().join("from"), guest.outside().join("to"));
     layout::write(&image, &from)?;
     let mut convert = Command::new(Binaries::ours()?.path("soci"));
@@ -228,18 +311,16 @@ fn systemd_starts_restarts_and_watches_the_daemon_and_its_mounts_are_seen() -> R
     let mut guest = Guest::new()?;
     let package = package_for(&guest)?;
     let published = publish(&guest)?;
-    std::fs::create_dir(guest.root().join("etc/soci-login"))?;
-    let host = published.backstage.registry.host();
-    write_docker_config(&guest.root().join("etc/soci-login"), &[&host], Some((USER, PASSWORD)))?;
+    install_helper(&guest, &published.backstage.registry.host())?;
     std::fs::write(guest.root().join("etc/soci-login/ca.pem"), published.backstage.registry.ca_pem())?;
     let environment = "DOCKER_CONFIG=/etc/soci-login\nSSL_CERT_FILE=/etc/soci-login/ca.pem\n";
     std::fs::write(guest.root().join("etc/default/soci-snapshotter-grpc"), environment)?;
     let drop_in = guest.root().join(format!("etc/systemd/system/{SERVICE}.d"));
     std::fs::create_dir_all(&drop_in)?;
     std::fs::write(drop_in.join("log.conf"), format!("[Service]\nStandardError=append:{LOG}\n"))?;
-    if let Err(error) = guest.boot() {
+    if let Boot::Refused(reason) = guest.boot()? {
         // The unit's command line is tested without systemd as well.
-        eprintln!("systemd does not run in a container here: {error:#}");
+        eprintln!("systemd does not run in a container here: {reason}");
         return Ok(());
     }
     guest.run("dpkg", &["--install", &package])?;
@@ -257,17 +338,25 @@ fn systemd_starts_restarts_and_watches_the_daemon_and_its_mounts_are_seen() -> R
 
     // A lazy mount, with the capabilities that the unit leaves, is seen by everybody else in the guest.
     let layer = &published.image.layers[0];
-    let labels = [
-        ("containerd.io/snapshot.ref", layer.diff_id.as_str()),
-        ("containerd.io/snapshot/cri.image-ref", published.reference.as_str()),
-        ("containerd.io/snapshot/cri.manifest-digest", published.manifest.as_str()),
-        ("containerd.io/snapshot/cri.layer-digest", layer.digest.as_str()),
-        ("containerd.io/snapshot/cri.image-layers", layer.digest.as_str()),
-    ];
     let snapshots = Snapshots::connect(&socket)?;
-    let prepared = snapshots.prepare("default", "default/1/extract", "", &labels);
-    let Err(status) = prepared else { bail!("the layer is not lazy: {}", guest.run("cat", &[LOG])?) };
-    assert!(status.to_string().contains("already exists"), "{status}: {}", guest.run("cat", &[LOG])?);
+    let chain = published.image.chain_id();
+    let chains = ["", &layer.diff_id, &chain];
+    for (number, layer) in published.image.layers.iter().enumerate() {
+        let labels = [
+            ("containerd.io/snapshot.ref", chains[number + 1]),
+            ("containerd.io/snapshot/cri.image-ref", published.reference.as_str()),
+            ("containerd.io/snapshot/cri.manifest-digest", published.manifest.as_str()),
+            ("containerd.io/snapshot/cri.layer-digest", layer.digest.as_str()),
+            ("containerd.io/snapshot/cri.image-layers", layer.digest.as_str()),
+        ];
+        let key = format!("default/{number}/extract");
+        let prepared = snapshots.prepare("default", &key, chains[number], &labels);
+        let Err(status) = prepared else { bail!("layer {number}: {}", guest.run("cat", &[LOG])?) };
+        assert!(status.to_string().contains("already exists"), "{status}: {}", guest.run("cat", &[LOG])?);
+    }
+    // The login came from a helper that became another user, and that the kernel does not spare when memory is short; whether
+    // it spares the daemon depends on what this machine allows.
+    assert_eq!(guest.run("cat", &["/run/helper-score"])?.trim(), "0");
     let fuse = || -> Result<Vec<String>> {
         let text = guest.run("cat", &["/proc/1/mountinfo"])?;
         let points = text.lines().filter(|line| line.contains(" fuse.soci "));
@@ -277,6 +366,16 @@ fn systemd_starts_restarts_and_watches_the_daemon_and_its_mounts_are_seen() -> R
     assert_eq!(mounted.len(), 1, "{mounted:?}");
     let probe = std::fs::read(root.join(mounted[0].trim_start_matches('/')).join("probe"))?;
     assert!(probe == images::PROBE, "the file is read through the mount");
+    is_whole(&root.join(mounted[0].trim_start_matches('/')).join("lazy"))?;
+    let unpacked = root.join("var/lib/soci-snapshotter-grpc/snapshotter/snapshots").read_dir()?;
+    let unpacked = unpacked.flatten().map(|snapshot| snapshot.path().join("fs/unpacked"));
+    is_whole(&unpacked.into_iter().find(|path| path.exists()).context("no layer is unpacked")?)?;
+
+    // The doctor sees what the daemon sees, whatever the shell knows, and without a daemon what its unit says.
+    let checks = ["environment", "image", "login"];
+    let seen = doctor(&guest, &published.reference, &checks)?;
+    assert!(seen[0].contains(&format!("the running daemon's (process {})", show("MainPID")?)), "{seen:?}");
+    assert!(seen.iter().all(|found| found.starts_with("\"ok\"")), "{seen:?}");
 
     // An upgrade does not restart it: containers that read through its mounts would lose them.
     let first = show("MainPID")?;
@@ -309,11 +408,23 @@ fn systemd_starts_restarts_and_watches_the_daemon_and_its_mounts_are_seen() -> R
     let replaced = wait::until(PATIENCE, || show("NRestarts").ok().filter(|count| *count != restarts));
     assert!(replaced.is_some(), "a daemon that hangs is not replaced");
 
-    // Removed, it leaves no process, no mount and no socket; purged, no state either.
+    guest.run("systemctl", &["stop", UNITS[0], UNITS[1]])?;
+    let seen = doctor(&guest, &published.reference, &checks)?;
+    assert!(seen[0].contains("that of /etc/default/soci-snapshotter-grpc"), "{seen:?}");
+    assert!(seen.iter().all(|found| found.starts_with("\"ok\"")), "{seen:?}");
+    guest.run("systemctl", &["start", UNITS[0], UNITS[1]])?;
+
+    // Removed, it leaves no process, no mount and no socket; installed again, it runs; purged, there is no state either.
     guest.run("dpkg", &["--remove", PACKAGE])?;
     assert_eq!(fuse()?, Vec::<String>::new());
     assert!(!socket.exists());
+    let said = guest.run("dpkg", &["--install", &package])?;
+    assert!(!said.contains("systemctl restart"), "nothing ran before: {said}");
+    for unit in UNITS {
+        assert_eq!(guest.run("systemctl", &["is-active", unit])?.trim(), "active", "{unit}");
+    }
     guest.run("dpkg", &["--purge", PACKAGE])?;
+    assert!(!socket.exists());
     let left = mounts::beneath(guest.root())?.into_iter().filter(|mount| mount.kind.starts_with("fuse"));
     assert_eq!(left.count(), 0);
     assert_eq!(guest.run("ls", &["-A", "/var/lib/soci-snapshotter-grpc"])?, "");

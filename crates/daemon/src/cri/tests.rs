@@ -392,9 +392,10 @@ async fn a_call_that_did_not_get_onto_a_connection_goes_onto_the_next() {
             answered += 1;
             continue;
         }
-        // It was on its way when the backend said that it ends: the backend may have done it.
-        let said = headers["grpc-message"].to_str().unwrap();
-        assert!(said.contains("connection error received"), "{turn}: {said}");
+        // It was on its way when the backend ended, with or without saying so: the backend may have done it.
+        let said = headers["grpc-message"].to_str().unwrap().to_lowercase();
+        let on_its_way = ["connection error received", "broken pipe", "connection reset"];
+        assert!(on_its_way.iter().any(|what| said.contains(what)), "{turn}: {said}");
     }
     assert!(answered > 1900, "{answered}");
     backend.abort();

@@ -185,7 +185,7 @@ pub(crate) struct RegistryFlags {
     /// Use plain http
     #[arg(long)]
     pub(crate) plain_http: bool,
-    /// Do not check the registry's certificate
+    /// Check no certificate: the registry's, nor those of the token server and storage to which it leads
     #[arg(short = 'k', long)]
     pub(crate) skip_verify: bool,
     /// Directory with hosts.toml files, in place of /etc/containerd/certs.d; may be repeated

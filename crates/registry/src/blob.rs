@@ -239,7 +239,7 @@ impl Reader {
             headers,
             body: &None,
             route: Route {
-                identity: Arc::new(location.host.identity.without_clients()),
+                identity: Arc::new(location.host.identity_at(&location.origin)),
                 dial_timeout: location.host.dial_timeout,
                 guard: None,
             },

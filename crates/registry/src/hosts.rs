@@ -66,6 +66,17 @@ impl Host {
         }
     }
 
+    /// Returns what is trusted at `target`, another origin to which this host led.
+    ///
+    /// That the host's certificate is not checked (`skip_verify`) holds for its name, whatever the port: who can answer
+    /// for it there could as well have answered as the host itself. Any other host is checked.
+    pub(crate) fn identity_at(&self, target: &Origin) -> TlsIdentity {
+        match self.origins.iter().any(|origin| origin.host() == target.host()) {
+            true => self.identity.without_clients(),
+            false => self.identity.elsewhere(),
+        }
+    }
+
     /// Returns the first origin, which stands for the host in messages.
     pub(crate) fn name(&self) -> String {
         self.origins.first().map(ToString::to_string).unwrap_or_default()
@@ -145,7 +156,8 @@ fn build(
 ) -> Result<Arc<[Arc<Host>]>, HostsError> {
     let mut list = Vec::new();
     let own = |pem: &PathBuf| read_pem(pem).map_err(|error| HostsError(describe(&error)));
-    let mut base = TlsIdentity { verify: settings.tls.verify, ..TlsIdentity::default() };
+    let verify = settings.tls.verify;
+    let mut base = TlsIdentity { verify, verify_elsewhere: verify, ..TlsIdentity::default() };
     for file in &settings.tls.ca {
         base.authorities.push(own(file)?);
         stamp.add(file);

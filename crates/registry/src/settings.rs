@@ -121,7 +121,8 @@ pub struct TlsSettings {
     pub ca: Vec<PathBuf>,
     /// PEM files of a client certificate and its key.
     pub client: Option<(PathBuf, PathBuf)>,
-    /// Whether the server's certificate is checked.
+    /// Whether the server's certificate is checked, and those of other hosts to which it leads. That of one host alone is
+    /// a matter of `hosts.toml`.
     pub verify: Verify,
 }
 

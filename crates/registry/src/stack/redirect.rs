@@ -2,7 +2,8 @@
 //!
 //! At most ten. With the first change of scheme, host or port everything that was meant for the origin is dropped —
 //! `Authorization`, cookies, the operator's own headers, our certificate — and stays dropped, also when the chain comes
-//! back. A target on another origin is never answered a challenge, and https is never left for http.
+//! back; `skip_verify` is for no other host. A target on another origin is never answered a challenge, and https is never
+//! left for http.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -74,7 +75,7 @@ pub(crate) async fn follow(
             for name in [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION] {
                 headers.remove(name);
             }
-            Arc::new(host.identity.without_clients())
+            Arc::new(host.identity_at(&here))
         };
         let hop = Hop {
             operation: trip.operation,

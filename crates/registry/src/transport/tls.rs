@@ -28,7 +28,10 @@ pub(crate) struct TlsIdentity {
     pub(crate) authorities: Vec<Vec<u8>>,
     /// PEM texts of client certificates, each with its key.
     pub(crate) clients: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Whether the host's own certificate is checked.
     pub(crate) verify: Verify,
+    /// Whether those of other hosts are, where this one leads.
+    pub(crate) verify_elsewhere: Verify,
 }
 
 /// The system's trust, read once.
@@ -77,9 +80,15 @@ pub(crate) enum TlsError {
 }
 
 impl TlsIdentity {
-    /// Returns the same trust without the client certificates: for hosts other than the one they are for.
+    /// Returns the same trust without the client certificates, which are for one origin.
     pub(crate) fn without_clients(&self) -> Self {
-        Self { authorities: self.authorities.clone(), clients: Vec::new(), verify: self.verify }
+        Self { clients: Vec::new(), ..self.clone() }
+    }
+
+    /// Returns the trust for another host, where this one leads: its token server, the storage of its blobs. Authorities
+    /// that were added for the host stay; that its own certificate is not checked says nothing about others.
+    pub(crate) fn elsewhere(&self) -> Self {
+        Self { verify: self.verify_elsewhere, ..self.without_clients() }
     }
 
     /// Returns the settings of a connection.
@@ -187,6 +196,7 @@ impl fmt::Debug for TlsIdentity {
             .field("authorities", &self.authorities.len())
             .field("clients", &self.clients.len())
             .field("verify", &self.verify)
+            .field("verify_elsewhere", &self.verify_elsewhere)
             .finish()
     }
 }

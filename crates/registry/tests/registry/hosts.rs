@@ -331,12 +331,98 @@ async fn skip_verify_is_only_for_the_host_that_says_so() {
     assert!(error.to_string().contains("UnknownIssuer"), "{error}");
 }
 
+/// A registry reached as `127.0.0.1`, whose certificate no client trusts, with a token server and a storage that it calls
+/// `localhost`: another host.
+async fn self_signed(auth: AuthMode) -> (TestRegistry, TestRegistry, String) {
+    let registry = TestRegistry::start(Options::default().auth(auth, "u", "hunter2")).await.unwrap();
+    let storage = Options { ca: Some(Arc::clone(registry.ca())), ..Options::default() };
+    let storage = TestRegistry::start(storage).await.unwrap();
+    registry.put_blob("team/app", pattern(10_000));
+    let name = storage.put_blob("team/app", pattern(10_000));
+    (registry, storage, name)
+}
+
+/// Returns a client that does not check the registry's own certificate, and whatever else `hosts.toml` says.
+fn unchecked(registry: &TestRegistry, more: &str) -> Client {
+    let client = Client::new(&[], |_, _| {});
+    std::fs::write(client.dir.path().join("ca.pem"), registry.ca_pem()).unwrap();
+    let server = registry.url(Listener::Registry);
+    client.hosts_toml(&registry.host(), &format!("server = \"{server}\"\nskip_verify = true\n{more}"));
+    client.keychain.set(&registry.host(), vec![basic("u", "hunter2")]);
+    client
+}
+
+/// An authority that the operator added for the registry.
+const WITH_CA: &str = "ca = \"../../ca.pem\"\n";
+
+fn called_localhost(address: &str) -> String {
+    address.replace("127.0.0.1", "localhost")
+}
+
+#[tokio::test]
+async fn skip_verify_of_a_registry_sends_no_password_to_an_unchecked_token_server() {
+    let (registry, _storage, name) = self_signed(AuthMode::Bearer).await;
+    let token = registry.url(Listener::Token);
+    let elsewhere = format!("Bearer realm=\"{}/token\",service=\"s\"", called_localhost(&token));
+    registry.set_challenges(vec![elsewhere]);
+    let tried = async |more: &str| {
+        let client = unchecked(&registry, more);
+        let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
+        read(&blob, 0..5, &context()).await
+    };
+    let error = tried("").await.unwrap_err();
+    assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+    assert!(registry.log_of(Listener::Token).is_empty(), "nothing was sent there");
+    tried(WITH_CA).await.unwrap();
+    registry.set_challenges(vec![format!("Bearer realm=\"{token}/token\",service=\"s\"")]);
+    tried("").await.unwrap();
+}
+
+#[tokio::test]
+async fn skip_verify_of_a_registry_leaves_the_storage_it_redirects_to_checked() {
+    let (registry, storage, name) = self_signed(AuthMode::None).await;
+    let there = format!("{}/v2/team/app/blobs/{name}", storage.url(Listener::Registry));
+    let redirect = |to: String| {
+        registry.clear_faults();
+        registry.fault(Fault::new(Matcher::blobs(), Action::Redirect(to)));
+    };
+    let repository = |client: &Client| client.repository(&registry.image("team/app"));
+    redirect(called_localhost(&there));
+    let client = unchecked(&registry, "");
+    let blob = repository(&client).blob(&digest(&name), 10_000);
+    let error = read(&blob, 0..5, &context()).await.unwrap_err();
+    assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+    assert!(storage.log().is_empty(), "nothing was sent there");
+
+    let trusting = unchecked(&registry, WITH_CA);
+    let blob = repository(&trusting).blob(&digest(&name), 10_000);
+    for at in [0, 5] {
+        read(&blob, at..at + 5, &context()).await.unwrap();
+    }
+    assert_eq!(
+        (registry.log().len(), storage.log().len()),
+        (2, 2),
+        "the place is remembered, with its trust"
+    );
+
+    redirect(there);
+    let blob = repository(&client).blob(&digest(&name), 10_000);
+    for at in [0, 5] {
+        read(&blob, at..at + 5, &context()).await.unwrap();
+    }
+    assert_eq!(storage.log().len(), 4, "another port of the same name is the same host");
+}
+
 #[tokio::test]
 async fn the_command_lines_skip_verify_works() {
-    let (registry, _mirror, name) = pair(Options::default()).await;
+    let (registry, storage, name) = self_signed(AuthMode::None).await;
     let client = Client::new(&[], |settings: &mut Settings, _| settings.tls.verify = Verify::Skip);
     let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
     read(&blob, 0..5, &context()).await.unwrap();
+    let there = format!("{}/v2/team/app/blobs/{name}", called_localhost(&storage.url(Listener::Registry)));
+    registry.fault(Fault::new(Matcher::blobs(), Action::Redirect(there)));
+    read(&blob, 0..5, &context()).await.unwrap();
+    assert_eq!(storage.log().len(), 1, "it is for the whole command, not for one host");
 }
 
 #[tokio::test]

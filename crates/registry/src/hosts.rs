@@ -238,13 +238,12 @@ fn host(
         }
     };
     identity.authorities.extend(table.ca.iter().filter_map(&mut read));
-    for (certificate, key) in &table.client {
-        if let Some(pem) = read(certificate)
-            && let Some(key) = key.as_ref().map_or(Some(pem.clone()), &mut read)
-        {
-            identity.clients.insert(0, (pem, key));
-        }
-    }
+    let own = table.client.iter().filter_map(|(certificate, key)| {
+        let pem = read(certificate)?;
+        let key = key.as_ref().map_or(Some(pem.clone()), &mut read)?;
+        Some((pem, key))
+    });
+    identity.clients.splice(..0, own);
     if let Some(verify) = table.verify {
         identity.verify = verify;
         if verify == Verify::Skip {

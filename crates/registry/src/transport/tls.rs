@@ -3,6 +3,8 @@
 //! An identity is the *content* of the files, not their names: a file that changes makes another identity and with it
 //! another client, and two hosts with equal settings share connections.
 
+mod client_pairs;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -12,11 +14,12 @@ use rustls::crypto::{
     CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
 };
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::{Failure, FailureKind};
 use crate::settings::Verify;
+use client_pairs::ClientPairs;
 
 /// The largest PEM file that is read, in bytes.
 const MAX_PEM: u64 = 4 << 20;
@@ -26,7 +29,7 @@ const MAX_PEM: u64 = 4 << 20;
 pub(crate) struct TlsIdentity {
     /// PEM texts of authorities, beside the system's.
     pub(crate) authorities: Vec<Vec<u8>>,
-    /// PEM texts of client certificates, each with its key.
+    /// PEM texts of client certificates, each with its key, most preferred first.
     pub(crate) clients: Vec<(Vec<u8>, Vec<u8>)>,
     /// Whether the host's own certificate is checked.
     pub(crate) verify: Verify,
@@ -122,19 +125,8 @@ impl TlsIdentity {
                 builder.with_root_certificates(store)
             }
         };
-        let mut config = match self.clients.first() {
-            None => builder.with_no_client_auth(),
-            Some((certificate, key)) => {
-                let chain = CertificateDer::pem_slice_iter(certificate)
-                    .collect::<Result<Vec<_>, _>>()
-                    .map_err(|error| local("a client certificate is not PEM", Box::new(error)))?;
-                let key = PrivateKeyDer::from_pem_slice(key)
-                    .map_err(|error| local("a client key is not PEM", Box::new(error)))?;
-                builder
-                    .with_client_auth_cert(chain, key)
-                    .map_err(|error| local("client certificate and key do not fit", error.into()))?
-            }
-        };
+        let clients = ClientPairs::read(&self.clients, &provider)?;
+        let mut config = builder.with_client_cert_resolver(Arc::new(clients));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
     }

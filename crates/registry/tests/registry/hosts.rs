@@ -1,12 +1,13 @@
 //! The list of hosts: mirrors, `hosts.toml`, TLS per host, schemes.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use soci_oci::{FetchErrorKind, media_type};
 use soci_registry::Settings;
 use soci_registry::settings::{Insecure, Mirror, PlainHttp, Verify};
-use soci_testkit::tls::ClientCertificates;
+use soci_testkit::tls::{ClientCertificates, TestCa};
 use soci_testkit::{Action, AuthMode, Fault, Listener, Matcher, Options, TestRegistry};
 
 use crate::common::{Client, basic, context, digest, pattern, read, within};
@@ -305,6 +306,43 @@ async fn tls_is_per_host_with_authority_and_client_certificate() {
     std::fs::write(directory.join("us.cert"), identity.certificate_pem).unwrap();
     std::fs::write(directory.join("us.key"), identity.key_pem).unwrap();
     read(&blob, 0..5, &context()).await.unwrap();
+}
+
+/// Writes a client certificate as `<name>.cert` and `<name>.key`.
+fn write_identity(directory: &Path, name: &str, ca: &TestCa) {
+    let identity = ca.issue(&[]).unwrap();
+    std::fs::create_dir_all(directory).unwrap();
+    std::fs::write(directory.join(format!("{name}.cert")), identity.certificate_pem).unwrap();
+    std::fs::write(directory.join(format!("{name}.key")), identity.key_pem).unwrap();
+}
+
+#[tokio::test]
+async fn of_several_client_certificates_the_one_that_the_server_takes_is_shown() {
+    let options = Options { client_certificates: ClientCertificates::Required, ..Options::default() };
+    let registry = TestRegistry::start(options).await.unwrap();
+    let name = registry.put_blob("team/app", pattern(1_000));
+    let other = TestCa::new("another authority").unwrap();
+    let server = registry.url(Listener::Registry);
+    let toml = |pairs: &str| format!("server = \"{server}\"\nca = \"ca.crt\"\nclient = [{pairs}]\n");
+    let (good, bad) = ("[\"good.cert\", \"good.key\"]", "[\"bad.cert\", \"bad.key\"]");
+    // By a file, in each place; and by Docker's layout, where the names decide the order.
+    for (right, wrong, text) in [
+        ("good", "bad", Some(toml(&format!("{good}, {bad}")))),
+        ("good", "bad", Some(toml(&format!("{bad}, {good}")))),
+        ("a", "z", None),
+        ("z", "a", None),
+    ] {
+        let client = Client::new(&[], |_, _| {});
+        let directory = client.dir.path().join("certs.d").join(registry.host());
+        write_identity(&directory, right, registry.ca());
+        write_identity(&directory, wrong, &other);
+        std::fs::write(directory.join("ca.crt"), registry.ca_pem()).unwrap();
+        if let Some(text) = &text {
+            client.hosts_toml(&registry.host(), text);
+        }
+        let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 1_000);
+        read(&blob, 0..5, &context()).await.unwrap_or_else(|error| panic!("{right} {text:?}: {error}"));
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use soci_auth::keychain::docker_config::{self, DockerConfigKeychain, Environment
 use soci_auth::keychain::explicit::{ExplicitKeychain, UserArgument, parse_user};
 use soci_auth::{AuthBoard, Authenticator, Credential, Keychain, KeychainChain, Secret, Settings};
 use soci_oci::RegistryName;
+use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use crate::cli::RegistryFlags;
@@ -25,13 +26,13 @@ const MAX_PASSWORD: u64 = 64 << 10;
 ///
 /// # Errors
 /// When `--user` is of no use; nothing has been sent anywhere by then.
-pub(crate) fn authenticator(
+pub(crate) async fn authenticator(
     flags: &RegistryFlags,
     registry: &RegistryName,
 ) -> anyhow::Result<Arc<Authenticator>> {
     let board = Arc::new(AuthBoard::new());
     let keychain: Arc<dyn Keychain> = match &flags.user {
-        Some(user) => Arc::new(ExplicitKeychain::new(explicit(user.as_bytes(), flags)?, registry)),
+        Some(user) => Arc::new(ExplicitKeychain::new(explicit(user.as_bytes(), flags).await?, registry)),
         None => {
             let environment = environment();
             let settings = docker_config::Settings::default();
@@ -54,11 +55,11 @@ fn environment() -> Environment {
     }
 }
 
-fn explicit(user: &[u8], flags: &RegistryFlags) -> anyhow::Result<Credential> {
+async fn explicit(user: &[u8], flags: &RegistryFlags) -> anyhow::Result<Credential> {
     let argument = parse_user(user)?;
     if flags.password_stdin {
-        let mut password = Zeroizing::new(Vec::new());
-        io::stdin().lock().take(MAX_PASSWORD + 1).read_to_end(&mut password).context("--password-stdin")?;
+        let all = |password: &mut Vec<u8>| io::stdin().lock().take(MAX_PASSWORD + 1).read_to_end(password);
+        let password = read_aside(all).await.context("--password-stdin")?;
         if password.len() as u64 > MAX_PASSWORD {
             bail!("--password-stdin: more than {MAX_PASSWORD} bytes");
         }
@@ -66,7 +67,7 @@ fn explicit(user: &[u8], flags: &RegistryFlags) -> anyhow::Result<Credential> {
     }
     match argument {
         UserArgument::NameOnly(_) if io::stdin().is_terminal() => {
-            let password = ask().context("asking for the password")?;
+            let password = ask().await.context("asking for the password")?;
             Ok(argument.with_password(Secret::new(line(&password))))
         }
         other => Ok(other.complete()?),
@@ -79,13 +80,37 @@ fn line(password: &[u8]) -> &[u8] {
     password.strip_suffix(b"\r").unwrap_or(password)
 }
 
-/// Restores what the terminal was like.
-struct Quiet<'a> {
-    terminal: &'a File,
+/// Reads in a thread of its own. Nobody waits for it when the command is interrupted meanwhile: a read from a terminal or a
+/// pipe cannot be broken off.
+async fn read_aside(
+    read: impl FnOnce(&mut Vec<u8>) -> io::Result<usize> + Send + 'static,
+) -> io::Result<Zeroizing<Vec<u8>>> {
+    let (tell, told) = oneshot::channel();
+    std::thread::Builder::new().name("password".to_owned()).spawn(move || {
+        let mut password = Zeroizing::new(Vec::new());
+        // Who is not there any more needs no password.
+        let _ = tell.send(read(&mut password).map(|_| password));
+    })?;
+    told.await.map_err(io::Error::other)?
+}
+
+/// A terminal that does not show what is typed, until this is dropped.
+struct Quiet {
+    terminal: Arc<File>,
     before: Termios,
 }
 
-impl Drop for Quiet<'_> {
+impl Quiet {
+    fn new(terminal: &Arc<File>) -> io::Result<Self> {
+        let before = tcgetattr(terminal.as_fd())?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(terminal.as_fd(), OptionalActions::Flush, &silent)?;
+        Ok(Self { terminal: Arc::clone(terminal), before })
+    }
+}
+
+impl Drop for Quiet {
     fn drop(&mut self) {
         // A terminal that is gone needs no restoring.
         let _ = tcsetattr(self.terminal.as_fd(), OptionalActions::Now, &self.before);
@@ -93,20 +118,17 @@ impl Drop for Quiet<'_> {
 }
 
 /// Asks for a password at the terminal, which does not show it.
-fn ask() -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut terminal = File::options().read(true).write(true).open("/dev/tty")?;
-    terminal.write_all(b"Password: ")?;
-    let mut password = Zeroizing::new(Vec::new());
-    {
-        let before = tcgetattr(terminal.as_fd())?;
-        let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
-        let quiet = Quiet { terminal: &terminal, before };
-        tcsetattr(terminal.as_fd(), OptionalActions::Flush, &silent)?;
-        BufReader::new(quiet.terminal).take(MAX_PASSWORD).read_until(b'\n', &mut password)?;
-    }
-    terminal.write_all(b"\n")?;
-    Ok(password)
+async fn ask() -> io::Result<Zeroizing<Vec<u8>>> {
+    let terminal = Arc::new(File::options().read(true).write(true).open("/dev/tty")?);
+    (&*terminal).write_all(b"Password: ")?;
+    let quiet = Quiet::new(&terminal)?;
+    let typed = Arc::clone(&terminal);
+    let password =
+        read_aside(move |password| BufReader::new(&*typed).take(MAX_PASSWORD).read_until(b'\n', password))
+            .await;
+    drop(quiet);
+    (&*terminal).write_all(b"\n")?;
+    password
 }
 
 #[cfg(test)]

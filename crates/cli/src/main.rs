@@ -17,7 +17,8 @@ mod output;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::App;
 use crate::cli::{Cli, Command};
@@ -55,6 +56,8 @@ fn main() -> ExitCode {
 async fn run(cli: Cli, output: Arc<Output>) -> anyhow::Result<()> {
     let Cli { global, command, .. } = cli;
     let timeout = global.timeout;
+    // Before anything begins, which might change the terminal.
+    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for signals")?;
     let app = App::new(global, output);
     let limit = async {
         match timeout.filter(|timeout| !timeout.is_zero()) {
@@ -65,10 +68,7 @@ async fn run(cli: Cli, output: Arc<Output>) -> anyhow::Result<()> {
     let result = tokio::select! {
         result = dispatch(&app, command) => result,
         () = limit => Err(anyhow::anyhow!("not done within the limit of {:?} (--timeout)", timeout.unwrap_or_default())),
-        signal = tokio::signal::ctrl_c() => match signal {
-            Ok(()) => Err(anyhow::anyhow!("interrupted")),
-            Err(error) => Err(anyhow::Error::new(error).context("waiting for signals")),
-        },
+        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
     };
     app.end().await;
     result

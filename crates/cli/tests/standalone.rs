@@ -1,13 +1,18 @@
 //! The program on layouts on disk and on the soci store: neither containerd nor root is needed.
 #![allow(clippy::unwrap_used, reason = "in a test, what cannot be unwrapped is a failure")]
 
-use std::io::Read as _;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::termios::{LocalModes, tcgetattr};
 use serde_json::Value;
 use soci_oci::{Descriptor, Digest, media_type};
 use soci_store::{ContentStore as _, LocalStore};
+use soci_testkit::wait::until;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../index/tests/fixtures")
@@ -86,14 +91,22 @@ fn layouts_are_converted_as_the_reference_does() {
     }
 }
 
-/// Runs the program with a terminal as its standard error; returns what appeared there.
-fn on_a_terminal(arguments: &[&str]) -> String {
+/// Returns the two ends of a new terminal: a person's, and a program's.
+fn terminal() -> (File, File) {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&ours).unwrap();
     unlockpt(&ours).unwrap();
     let name = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
-    let theirs = std::fs::File::options().read(true).write(true).open(name).unwrap();
+    // Not to become the terminal of the test itself.
+    let flags = OFlags::RDWR | OFlags::NOCTTY;
+    let theirs = rustix::fs::open(name, flags, Mode::empty()).unwrap();
+    (ours.into(), theirs.into())
+}
+
+/// Runs the program with a terminal as its standard error; returns what appeared there.
+fn on_a_terminal(arguments: &[&str]) -> String {
+    let (mut ours, theirs) = terminal();
     let mut command = soci(arguments);
     command.env("TERM", "xterm").env_remove("NO_COLOR").stdout(Stdio::null()).stderr(theirs);
     let mut child = command.spawn().unwrap();
@@ -101,7 +114,7 @@ fn on_a_terminal(arguments: &[&str]) -> String {
     drop(command);
     let mut shown = Vec::new();
     // The end of a terminal is an error, EIO.
-    let _ = std::fs::File::from(ours).read_to_end(&mut shown);
+    let _ = ours.read_to_end(&mut shown);
     assert!(child.wait().unwrap().success(), "{}", String::from_utf8_lossy(&shown));
     String::from_utf8(shown).unwrap()
 }
@@ -121,6 +134,89 @@ fn a_terminal_shows_bars_and_nothing_else_does() {
         let plain = run(&arguments);
         assert_eq!(String::from_utf8_lossy(&plain.stderr), "", "{format}");
     }
+}
+
+/// Starts a command that asks for a password, and waits until it does.
+fn asked_for_a_password() -> (Child, File) {
+    let (ours, theirs) = terminal();
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", env!("CARGO_BIN_EXE_soci"), "push", "--user", "name", "127.0.0.1:1/team/app:1"]);
+    command.env("CONTAINERD_ADDRESS", "/nonexistent/containerd.sock");
+    command.stdin(theirs.try_clone().unwrap()).stdout(theirs.try_clone().unwrap()).stderr(theirs);
+    let child = command.spawn().unwrap();
+    drop(command);
+    let mut shown = Vec::new();
+    let mut byte = [0];
+    while !shown.ends_with(b"Password: ") {
+        (&ours).read_exact(&mut byte).unwrap();
+        shown.push(byte[0]);
+    }
+    // It is quiet before it reads.
+    until(PATIENCE, || (!echoes(&ours)).then_some(())).unwrap();
+    (child, ours)
+}
+
+/// How long anything here may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn echoes(terminal: &File) -> bool {
+    tcgetattr(terminal).unwrap().local_modes.contains(LocalModes::ECHO)
+}
+
+/// Waits for the end of a command and returns its exit code and what it said since.
+fn ended(mut child: Child, mut terminal: File) -> (Option<i32>, String) {
+    let Some(status) = until(PATIENCE, || child.try_wait().unwrap()) else {
+        child.kill().unwrap();
+        panic!("the command waits for more than a person gave it");
+    };
+    assert!(echoes(&terminal), "the terminal is left as it was");
+    let mut shown = Vec::new();
+    let _ = terminal.read_to_end(&mut shown);
+    (status.code(), String::from_utf8(shown).unwrap())
+}
+
+#[test]
+fn a_password_prompt_is_ended_by_ctrl_c_at_once_and_leaves_the_terminal_as_it_was() {
+    let (child, mut terminal) = asked_for_a_password();
+    terminal.write_all(b"hunt\x03").unwrap();
+    let (code, shown) = ended(child, terminal);
+    assert_eq!(code, Some(1), "{shown}");
+    assert!(shown.contains("soci: interrupted"), "{shown}");
+    assert!(!shown.contains("hunt"), "{shown}");
+}
+
+#[test]
+fn a_password_is_read_from_the_terminal_without_being_shown() {
+    let (child, mut terminal) = asked_for_a_password();
+    terminal.write_all(b"hunter2\n").unwrap();
+    let (code, shown) = ended(child, terminal);
+    assert_eq!(code, Some(1), "{shown}");
+    assert!(shown.contains("/nonexistent/containerd.sock"), "it went on: {shown}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn a_password_that_does_not_come_by_standard_input_is_not_waited_for_after_ctrl_c() {
+    let mut command = soci(&["push", "--user", "name", "--password-stdin", "127.0.0.1:1/team/app:1"]);
+    let (theirs, _ours) = std::io::pipe().unwrap();
+    let mut child = command.stdin(theirs).stderr(Stdio::piped()).spawn().unwrap();
+    drop(command);
+    let pid = rustix::process::Pid::from_child(&child);
+    // The signal is caught as soon as the command has begun.
+    until(PATIENCE, || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap();
+        (u64::from_str_radix(caught, 16).unwrap() & 1 << 1 != 0).then_some(())
+    })
+    .unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let Some(status) = until(PATIENCE, || child.try_wait().unwrap()) else {
+        child.kill().unwrap();
+        panic!("the command waits for standard input");
+    };
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!((status.code(), said.as_str()), (Some(1), "soci: interrupted\n"));
 }
 
 #[test]

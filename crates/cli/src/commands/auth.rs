@@ -40,7 +40,7 @@ pub(crate) async fn run(app: &App, command: Auth) -> anyhow::Result<()> {
 
 /// What this command would use itself: `--user`, else the Docker config of who runs it.
 async fn own(app: &App, args: &AuthExplain, image: &ImageRef) -> anyhow::Result<Report> {
-    let auth = credentials::authenticator(&args.registry, image.registry())?;
+    let auth = credentials::authenticator(&args.registry, image.registry()).await?;
     let repository = Registry::new(args.registry.settings(), auth, Arc::new(NoMeters))?.repository(image);
     let check = match args.check {
         true => Some(repository.probe(&app.context()).await),

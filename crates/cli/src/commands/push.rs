@@ -23,7 +23,7 @@ pub(crate) async fn run(app: &App, mut args: Push) -> anyhow::Result<()> {
     let name = name.context("please provide an image reference to push")?;
     let options = options(app, &args)?;
     let reference: ImageRef = name.parse()?;
-    let auth = credentials::authenticator(&args.registry, reference.registry())?;
+    let auth = credentials::authenticator(&args.registry, reference.registry()).await?;
     let registry = Registry::new(args.registry.settings(), auth, Arc::new(NoMeters))?;
     let repository = registry.repository(&reference);
 

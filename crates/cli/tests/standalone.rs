@@ -399,7 +399,7 @@ fn mistakes_about_digests_are_named() {
 }
 
 #[test]
-fn indexes_are_removed_and_ztocs_stay() {
+fn indexes_are_removed_and_the_rest_is_named() {
     let store = Store::new();
     let absent = Digest::of(b"absent").to_string();
     let message = store.failure(&["index", "rm", &absent, ZTOC, INDEX]);
@@ -411,8 +411,46 @@ fn indexes_are_removed_and_ztocs_stay() {
         "soci: please provide either index digests or image ref, but not both\n"
     );
     assert_eq!(store.stdout(&["index", "rm"]), "");
-    let found = store.root().join("content/blobs/sha256").join(ZTOC.trim_start_matches("sha256:"));
-    assert!(found.exists());
+}
+
+#[test]
+fn what_only_a_removed_index_named_goes_with_it() {
+    let store = Store::new();
+    let content = LocalStore::open(store.root()).unwrap();
+    let has = |text: &str| content.path(&text.parse().unwrap()).exists();
+    let blobs = || std::fs::read_dir(store.root().join("content/blobs/sha256")).unwrap().count();
+    // Another index, of the first zTOC alone.
+    let path = content.path(&INDEX.parse().unwrap());
+    let mut other: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let layers = other["layers"].as_array().unwrap().clone();
+    let named = |layer: &Value| layer["digest"].as_str().unwrap().to_owned();
+    let config = named(&other["config"]);
+    other["layers"] = layers.iter().filter(|layer| named(layer) == ZTOC).cloned().collect();
+    let other = serde_json::to_vec(&other).unwrap();
+    let descriptor = Descriptor::of(media_type::OCI_MANIFEST, &other);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for bytes in [other, b"{}".to_vec()] {
+        let descriptor = Descriptor::of("", &bytes);
+        runtime.block_on(content.put(&descriptor, bytes.into(), &[])).unwrap();
+    }
+    let all = blobs();
+
+    let making = content.clone().for_writing().unwrap();
+    let message = store.failure(&["index", "rm", INDEX]);
+    assert!(message.contains("another soci makes an index"), "{message}");
+    assert_eq!(blobs(), all, "who makes an index may be about to name what is there");
+    drop(making);
+
+    assert_eq!(store.stdout(&["index", "rm", INDEX]), "");
+    for layer in &layers {
+        let layer = named(layer);
+        assert_eq!(has(&layer), layer == ZTOC, "{layer}");
+    }
+    assert!(has(&config), "the other index has the same configuration");
+    assert_eq!(blobs(), all - layers.len(), "an index, and all of its artifacts but one");
+    assert_eq!(store.stdout(&["index", "rm", &descriptor.digest.to_string()]), "");
+    assert!(!has(ZTOC) && !has(&config));
+    assert_eq!(blobs(), all - layers.len() - 3);
 }
 
 #[test]

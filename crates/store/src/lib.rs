@@ -16,5 +16,5 @@ mod store;
 
 pub use containerd::{Containerd, Image, Images, Lease};
 pub use error::StoreError;
-pub use local::{FileBlob, LocalStore};
+pub use local::{Collecting, FileBlob, LocalStore};
 pub use store::{ContentInfo, ContentStore, rfc3339};

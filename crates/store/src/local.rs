@@ -11,12 +11,16 @@
 //! Content appears under `blobs` by rename, after it was verified and flushed to disk; so what is there is whole, even
 //! after a crash. What a crash leaves in `ingest` is never read and is removed by the next [`LocalStore::open`] that
 //! finds it unlocked. Several processes may use one store.
+//!
+//! An index is written after what it names, so what nobody names may be about to be named. Who makes an index therefore
+//! holds `blobs` locked with others of his kind ([`LocalStore::for_writing`]), and who removes what nobody names holds it
+//! alone ([`LocalStore::try_collect`]).
 
 mod ingest;
 mod labels;
 mod source;
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,7 +41,13 @@ const WRITE_QUEUE: usize = 4;
 #[derive(Debug, Clone)]
 pub struct LocalStore {
     layout: PathBuf,
+    /// Held locked while this may write content that an index is to name.
+    writer: Option<Arc<File>>,
 }
+
+/// While this lives, nobody makes an index in the store.
+#[derive(Debug)]
+pub struct Collecting(#[expect(dead_code, reason = "it holds the lock")] File);
 
 impl LocalStore {
     /// Opens the store of the program root `root`, the layout `<root>/content`; creates it where it is absent.
@@ -59,7 +69,7 @@ impl LocalStore {
             let path = layout.join(directory);
             fs::create_dir_all(&path).map_err(StoreError::io("creating", &path))?;
         }
-        let store = Self { layout: layout.to_owned() };
+        let store = Self { layout: layout.to_owned(), writer: None };
         store.create("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         store.create(
             "index.json",
@@ -67,6 +77,37 @@ impl LocalStore {
         )?;
         ingest::clean(&layout.join("ingest"));
         Ok(store)
+    }
+
+    /// Returns the store for one who makes an index: until it and its clones are dropped, nobody collects. To be called before
+    /// content is looked for that the index may name. Blocks while somebody collects, which takes a moment.
+    ///
+    /// # Errors
+    /// When the store cannot be locked.
+    pub fn for_writing(mut self) -> Result<Self, StoreError> {
+        let (file, path) = self.lock_file()?;
+        file.lock_shared().map_err(StoreError::io("locking", &path))?;
+        self.writer = Some(Arc::new(file));
+        Ok(self)
+    }
+
+    /// Lets the caller remove what no index names; nothing while somebody makes an index. Does not wait.
+    ///
+    /// # Errors
+    /// When the store cannot be locked.
+    pub fn try_collect(&self) -> Result<Option<Collecting>, StoreError> {
+        let (file, path) = self.lock_file()?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Collecting(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(StoreError::io("locking", &path)(error)),
+        }
+    }
+
+    fn lock_file(&self) -> Result<(File, PathBuf), StoreError> {
+        let path = self.layout.join("blobs");
+        let file = File::open(&path).map_err(StoreError::io("opening", &path))?;
+        Ok((file, path))
     }
 
     /// Returns the directory of the layout.
@@ -141,8 +182,7 @@ impl LocalStore {
     /// Whether the file of `digest` begins as a JSON object does.
     fn looks_like_json(&self, digest: &Digest) -> bool {
         let mut first = [0];
-        let read =
-            fs::File::open(self.path(digest)).and_then(|mut file| io::Read::read(&mut file, &mut first));
+        let read = File::open(self.path(digest)).and_then(|mut file| io::Read::read(&mut file, &mut first));
         matches!(read, Ok(1)) && first == *b"{"
     }
 

@@ -39,7 +39,7 @@ pub(crate) async fn run(app: &App, args: Convert) -> anyhow::Result<()> {
     let converted = soci_index::convert(&image.target, &platforms, &stores, &options, &*app.output).await?;
     leased.images().set(&destination, &converted.target).await?;
     if kind == StoreKind::Soci {
-        copy_artifacts(&converted, &*stores.artifacts, &app.soci_store()?).await?;
+        copy_artifacts(&converted, &*stores.artifacts, &app.soci_store()?.for_writing()?).await?;
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ pub(crate) async fn run(app: &App, args: Create) -> anyhow::Result<()> {
     let leased = app.leased().await?;
     let artifacts: Arc<dyn ContentStore> = match kind {
         StoreKind::Containerd => leased.content(),
-        StoreKind::Soci => Arc::new(app.soci_store()?),
+        StoreKind::Soci => Arc::new(app.soci_store()?.for_writing()?),
     };
     let stores = Stores { image: leased.content(), artifacts };
     if kind == StoreKind::Containerd

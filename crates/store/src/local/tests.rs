@@ -209,3 +209,20 @@ async fn labels_are_merged_found_and_forgotten() {
     store.delete(&wanted.digest).await.unwrap();
     assert_eq!(fs::read_dir(store.layout().join("labels")).unwrap().count(), 0);
 }
+
+#[tokio::test]
+async fn nothing_is_collected_while_an_index_is_made() {
+    let (root, store) = store();
+    let other = LocalStore::open(root.path()).unwrap();
+    let writer = store.clone().for_writing().unwrap();
+    let second = other.clone().for_writing().unwrap();
+    drop(second);
+    let clone = writer.clone();
+    drop(writer);
+    assert!(other.try_collect().unwrap().is_none(), "a clone still writes");
+    drop(clone);
+    let collecting = other.try_collect().unwrap().unwrap();
+    assert!(store.try_collect().unwrap().is_none(), "one collects at a time");
+    drop(collecting);
+    store.for_writing().unwrap();
+}

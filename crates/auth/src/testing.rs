@@ -1,6 +1,9 @@
 //! Scripted counterparts for the tests of this crate.
 
 use std::collections::VecDeque;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -141,4 +144,18 @@ pub(crate) fn challenges(values: &[&str]) -> HeaderMap {
         headers.append(WWW_AUTHENTICATE, value.parse().unwrap());
     }
     headers
+}
+
+/// Installs `docker-credential-<suffix>` in `directory`, a shell script that runs there. It is written by another process, so
+/// that no child of ours inherits the writable descriptor: the kernel refuses to run a file that is open for writing.
+pub(crate) fn install_helper(directory: &Path, suffix: &str, body: &str) {
+    let mut writer = Command::new("/bin/sh")
+        .args(["-c", "cat > \"$1\" && chmod 755 \"$1\"", "sh"])
+        .arg(directory.join(format!("docker-credential-{suffix}")))
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let script = format!("#!/bin/sh\ncd '{}'\n{body}\n", directory.display());
+    writer.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    assert!(writer.wait().unwrap().success());
 }

@@ -178,17 +178,23 @@ fn daemon(d: &[(&str, &str)], c: &[(&str, &str)], k: &[(&str, &str)]) -> [Arc<Sc
     [option("docker-config", d), option("cri", c), option("kubernetes-secrets", k)]
 }
 
-/// A stack over a real `config.json` in a directory of its own.
-fn over_a_file(registry: &Arc<Registry>, tokens: Arc<Script>) -> (tempfile::TempDir, Stack) {
+/// A stack over a real `config.json` in a directory of its own, where helpers may be too, and then these options.
+fn over_a_file(
+    registry: &Arc<Registry>,
+    tokens: Arc<Script>,
+    more: &[&Arc<ScriptedKeychain>],
+) -> (tempfile::TempDir, Stack) {
     use crate::keychain::docker_config::{self, DockerConfigKeychain, Environment};
     let directory = tempfile::TempDir::new().unwrap();
-    let docker_config = Some(directory.path().to_owned());
+    let (docker_config, path) = (Some(directory.path().to_owned()), Some(directory.path().into()));
     let board = Arc::new(AuthBoard::new());
-    let environment = Environment { docker_config, ..Environment::default() };
+    let environment = Environment { docker_config, path, ..Environment::default() };
     let keychain =
         DockerConfigKeychain::new(environment, Arc::clone(&board), docker_config::Settings::default());
     let settings = Settings { patience: Duration::ZERO, ..Settings::default() };
-    let auth = Authenticator::new(KeychainChain::new(vec![Arc::new(keychain)]), board, settings);
+    let mut options: Vec<Arc<dyn Keychain>> = vec![Arc::new(keychain)];
+    options.extend(more.iter().map(|option| Arc::clone(option) as Arc<dyn Keychain>));
+    let auth = Authenticator::new(KeychainChain::new(options), board, settings);
     (directory, Stack { auth, ..Stack::new(&[], registry, tokens) })
 }
 

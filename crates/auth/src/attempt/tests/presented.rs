@@ -147,6 +147,20 @@ async fn r5_to_r9_the_order_is_that_of_the_chain() {
 }
 
 #[tokio::test]
+async fn t49_a_file_that_cannot_be_read_lets_the_next_option_answer() {
+    let registry = Registry::new(BASIC, &["c:c"]);
+    let c = option("cri", &[("c", "c")]);
+    let (directory, stack) = over_a_file(&registry, no_tokens(), &[&c]);
+    // A directory in its place cannot be read by anybody, root included.
+    std::fs::create_dir(directory.path().join("config.json")).unwrap();
+    stack.request().await.unwrap();
+    assert_eq!(registry.log(), ["", "c:c"]);
+    registry.accept_only("nobody:x");
+    let denied = stack.denied().await.to_string();
+    assert!(denied.contains("docker-config") && denied.contains("not a regular file"), "{denied}");
+}
+
+#[tokio::test]
 async fn t10_an_option_that_fails_does_not_stop_a_public_image() {
     let d = ScriptedKeychain::failing("docker-config", "docker-credential-x: exit status: 2");
     let registry = Registry::new(BEARER, &["Bearer T-anonymous"]);

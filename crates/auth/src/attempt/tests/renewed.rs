@@ -1,6 +1,7 @@
 //! Tokens and news: what is fetched once, renewed, or waited for.
 
 use super::*;
+use crate::testing::install_helper;
 
 #[tokio::test]
 async fn t107_a_hundred_requests_at_once_fetch_one_token() {
@@ -168,7 +169,7 @@ async fn r21_a_file_that_is_replaced_while_a_request_waits_heals_it_without_news
 #[tokio::test]
 async fn t47_t48_a_login_and_a_rotated_password_take_effect_within_the_next_request() {
     let registry = Registry::new(BASIC, &["u:1"]);
-    let (directory, stack) = over_a_file(&registry, no_tokens());
+    let (directory, stack) = over_a_file(&registry, no_tokens(), &[]);
     assert_eq!(stack.denied().await.reason, Reason::NoCredential);
     log_in(&directory, "u", "1");
     stack.request().await.unwrap();
@@ -181,7 +182,7 @@ async fn t47_t48_a_login_and_a_rotated_password_take_effect_within_the_next_requ
 #[tokio::test]
 async fn t108_t48_a_rotated_password_behind_a_token_endpoint_takes_effect_within_the_next_request() {
     let registry = Registry::new(BEARER, &["Bearer T-a"]);
-    let (directory, stack) = over_a_file(&registry, token_server(&["a:1", "b:2"], true));
+    let (directory, stack) = over_a_file(&registry, token_server(&["a:1", "b:2"], true), &[]);
     log_in(&directory, "a", "1");
     stack.request().await.unwrap();
     registry.accept_only("Bearer T-b");
@@ -214,4 +215,26 @@ async fn tokens_of_one_image_are_not_used_for_another_repository_or_access() {
         registry.log(),
         ["", "Bearer repository/team/app/pull", "", "Bearer repository/team/other/pull"]
     );
+}
+
+#[tokio::test]
+async fn t61_fifty_requests_at_once_run_a_helper_once() {
+    let registry = Registry::new(BASIC, &["u:p"]);
+    let (directory, stack) = over_a_file(&registry, no_tokens(), &[]);
+    let config = serde_json::json!({"credHelpers": {"reg.example": "x"}});
+    std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+    let body = r#"echo run >> runs; echo '{"Username":"u","Secret":"p"}'"#;
+    install_helper(directory.path(), "x", body);
+    let stack = Arc::new(stack);
+    let requests: Vec<_> = (0..50)
+        .map(|_| {
+            let stack = Arc::clone(&stack);
+            tokio::spawn(async move { stack.request().await })
+        })
+        .collect();
+    for request in requests {
+        request.await.unwrap().unwrap();
+    }
+    assert_eq!(registry.log().iter().filter(|header| *header == "u:p").count(), 50);
+    assert_eq!(std::fs::read_to_string(directory.path().join("runs")).unwrap(), "run\n");
 }

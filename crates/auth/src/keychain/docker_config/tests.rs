@@ -1,11 +1,11 @@
 //! The option over real files and real helpers.
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
 
 use tempfile::TempDir;
 
 use super::*;
+use crate::testing::install_helper;
 use crate::{Credential, Origin, Scheme};
 
 const PAIR: &str = r#"{"auths":{"reg.example":{"auth":"dXNlcjpwYXNz"}}}"#;
@@ -34,20 +34,9 @@ impl Home {
 
     /// Installs a helper that notes its runs and its input, and prints what is in the file `answer`.
     fn helper(&self, suffix: &str, answer: &str, status: u8) {
-        let file = self.path().join(format!("docker-credential-{suffix}"));
-        let here = self.path().display();
         std::fs::write(self.path().join("answer"), answer).unwrap();
-        let body =
-            format!("#!/bin/sh\ncd '{here}'\necho run >> runs\ncat >> stdin\ncat answer\nexit {status}\n");
-        // Written by another process: see the helper's own tests.
-        let mut writer = std::process::Command::new("/bin/sh")
-            .args(["-c", "cat > \"$1\" && chmod 755 \"$1\"", "sh"])
-            .arg(&file)
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        std::io::Write::write_all(&mut writer.stdin.take().unwrap(), body.as_bytes()).unwrap();
-        assert!(writer.wait().unwrap().success());
+        let body = format!("echo run >> runs\ncat >> stdin\ncat answer\nexit {status}");
+        install_helper(self.path(), suffix, &body);
     }
 
     fn read(&self, name: &str) -> String {

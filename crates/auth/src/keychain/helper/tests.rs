@@ -1,11 +1,10 @@
 //! Helpers as real programs: shell scripts in a directory of their own.
 
-use std::io::Write as _;
-
 use tempfile::TempDir;
 
 use super::*;
 use crate::NoMeters;
+use crate::testing::install_helper;
 
 /// A directory with helpers, and what they wrote beside themselves.
 struct Bench(TempDir);
@@ -15,23 +14,8 @@ impl Bench {
         Self(TempDir::new().unwrap())
     }
 
-    /// Installs `docker-credential-<suffix>` with this body. Written by another process, so that no child of ours inherits
-    /// the writable descriptor (the kernel refuses to run a file that is open for writing).
     fn helper(&self, suffix: &str, body: &str) -> &Self {
-        let file = self.path().join(format!("docker-credential-{suffix}"));
-        let mut writer = std::process::Command::new("/bin/sh")
-            .args(["-c", "cat > \"$1\" && chmod 755 \"$1\"", "sh"])
-            .arg(&file)
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        writer
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(format!("#!/bin/sh\ncd '{}'\n{body}\n", self.path().display()).as_bytes())
-            .unwrap();
-        assert!(writer.wait().unwrap().success());
+        install_helper(self.path(), suffix, body);
         self
     }
 
@@ -192,9 +176,11 @@ async fn t60_names_and_directories_that_are_not_trusted_run_nothing() {
     for suffix in ["../evil", "a/b", "", "-x", ".x", "x y", "x\0", "x;y"] {
         assert_eq!(trouble(ask(&helpers, suffix).await), Trouble::BadName, "{suffix:?}");
     }
-    // Relative and empty elements are not searched, whatever the working directory is.
-    let relative = here.trim_start_matches('/').to_owned();
-    for path in [String::new() + ":" + &relative, ".".into(), relative] {
+    // Relative elements are not searched, though the helper is there.
+    let up = "../".repeat(std::env::current_dir().unwrap().components().count() - 1);
+    let relative = format!("{up}{}", here.trim_start_matches('/'));
+    assert!(Path::new(&relative).join("docker-credential-x").is_file(), "{relative}");
+    for path in [relative.clone(), format!("./{relative}"), format!("{relative}/.")] {
         let helpers = bench.helpers_in(format!("{path}:/nonexistent"), PATIENT);
         assert_eq!(trouble(ask(&helpers, "x").await), Trouble::NotInstalled, "{path}");
     }
@@ -210,6 +196,34 @@ async fn t60_names_and_directories_that_are_not_trusted_run_nothing() {
         );
     }
     assert!(!bench.path().join("ran").exists());
+}
+
+#[test]
+fn t60_nothing_is_run_from_the_working_directory() {
+    const HERE: &str = "SOCI_TEST_HELPERS_ARE_HERE";
+    let name = "keychain::helper::tests::t60_nothing_is_run_from_the_working_directory";
+    if std::env::var_os(HERE).is_none() {
+        // This test once more, by a process that works where a helper is.
+        let bench = Bench::new();
+        bench.helper("x", "touch ran; echo '{}'");
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(HERE, "yes")
+            .current_dir(bench.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && said.contains("1 passed"), "{said}");
+        assert!(!bench.path().join("ran").exists());
+        return;
+    }
+    assert!(Path::new("docker-credential-x").is_file());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for path in ["", ":", ":/nonexistent", "/nonexistent:", "/nonexistent::/", ".", "./", "../."] {
+        let environment = HelperEnvironment { path: Some(path.into()), home: None, deadline: PATIENT };
+        let helpers = Helpers::new(environment, Arc::new(NoMeters));
+        assert_eq!(trouble(runtime.block_on(ask(&helpers, "x"))), Trouble::NotInstalled, "{path:?}");
+    }
 }
 
 #[tokio::test]

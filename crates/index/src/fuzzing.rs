@@ -32,6 +32,13 @@ pub fn prefetch(data: &[u8]) {
     }
 }
 
+/// A platform that an image configuration names is the same however often it is normalised, and can be asked for by its text.
+pub fn image_config(data: &[u8]) {
+    let Ok(Some(platform)) = crate::image::platform_in(data) else { return };
+    assert_eq!(platform.normalized().normalized(), platform.normalized());
+    assert!(!platform.to_string().is_empty());
+}
+
 /// A tar of an image layout is a layout or an error.
 pub fn layout_tar(data: &[u8]) {
     crate::standalone::fuzz_layout_tar(data);

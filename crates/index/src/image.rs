@@ -231,11 +231,16 @@ async fn platform_of(digest: &Digest, store: &dyn ContentStore) -> Result<Option
     let what = "image configuration";
     let digest = manifest.config.digest;
     let bytes = read(what, &digest, MAX_CONFIG_SIZE, store).await?;
-    let config: Config = serde_json::from_slice(&bytes).map_err(|source| ImageError::Malformed {
+    platform_in(&bytes).map_err(|source| ImageError::Malformed {
         what,
         digest,
         source: ManifestError::Malformed(source),
-    })?;
+    })
+}
+
+/// Returns the platform that an image configuration names.
+pub(crate) fn platform_in(config: &[u8]) -> Result<Option<Platform>, serde_json::Error> {
+    let config: Config = serde_json::from_slice(config)?;
     if config.os.is_empty() || config.architecture.is_empty() {
         return Ok(None);
     }

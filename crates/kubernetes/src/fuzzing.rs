@@ -29,15 +29,12 @@ pub fn fuzz_kubeconfig(data: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
+#[path = "../../../fuzz/bodies/corpus.rs"]
+mod corpus;
 
-    fn replay(corpus: &str, body: fn(&[u8])) {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(corpus);
-        let files: Vec<_> = std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().path()).collect();
-        assert!(files.len() > 1, "{corpus} has {} seeds", files.len());
-        files.iter().for_each(|file| body(&std::fs::read(file).unwrap()));
-    }
+#[cfg(test)]
+mod tests {
+    use super::corpus::replay;
 
     #[test]
     fn the_pull_secret_corpus_replays() {

@@ -5,22 +5,14 @@ use std::path::PathBuf;
 
 #[path = "../../../fuzz/bodies/ztoc.rs"]
 mod bodies;
+#[path = "../../../fuzz/bodies/corpus.rs"]
+mod corpus;
 
-fn replay(target: &str, body: impl Fn(&[u8])) {
-    let corpus = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
-    let mut count = 0;
-    for file in std::fs::read_dir(corpus).unwrap() {
-        body(&std::fs::read(file.unwrap().path()).unwrap());
-        count += 1;
-    }
-    assert!(count > 1, "{target} has no corpus");
-}
+use corpus::replay;
 
 #[test]
 fn ztoc_decode() {
-    replay("ztoc_decode", |data| {
-        let _ = bodies::ztoc_decode(data);
-    });
+    replay("ztoc_decode", bodies::ztoc_decode);
     // `cargo xtask fuzz` begins with these as well.
     let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ztoc");
     let mut count = 0;

@@ -1,17 +1,8 @@
 //! The corpora of the fuzz targets, replayed.
 
-use std::path::Path;
-
 use soci_registry::fuzzing;
 
-fn replay(name: &str, body: fn(&[u8])) {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
-    let files: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert!(files.len() >= 8, "{name} has {} seeds", files.len());
-    for file in files {
-        body(&std::fs::read(file).unwrap());
-    }
-}
+use crate::seeds::{replay, seeds};
 
 #[test]
 fn the_hosts_toml_corpus_replays() {
@@ -46,14 +37,8 @@ fn the_presigned_corpus_replays() {
 /// A seed with some bytes replaced, removed or repeated: what a fuzzer does in its first seconds.
 fn mutants(name: &'static str) -> impl proptest::strategy::Strategy<Value = Vec<u8>> {
     use proptest::prelude::*;
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
-    let mut seeds: Vec<Vec<u8>> = std::fs::read_dir(&directory)
-        .unwrap()
-        .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
-        .collect();
-    seeds.sort();
     let edit = (any::<proptest::sample::Index>(), any::<u8>(), 0..4u8);
-    (proptest::sample::select(seeds), proptest::collection::vec(edit, 0..12)).prop_map(
+    (proptest::sample::select(seeds(name)), proptest::collection::vec(edit, 0..12)).prop_map(
         |(mut bytes, edits)| {
             for (at, byte, kind) in edits {
                 let at = if bytes.is_empty() { 0 } else { at.index(bytes.len()) };

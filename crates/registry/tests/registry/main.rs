@@ -9,3 +9,5 @@ mod hosts;
 mod manifests;
 mod push;
 mod secrets;
+#[path = "../../../../fuzz/bodies/corpus.rs"]
+mod seeds;

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use soci_auth::{Origin, Scheme};
 use soci_oci::RegistryName;
 
+use crate::error::describe;
 use crate::hosts_toml::{Capabilities, HostTable};
 use crate::settings::{MirrorCredentials, MirrorTimeout, PlainHttp, Settings, Verify};
 use crate::status::Operation;
@@ -274,18 +275,6 @@ fn namespace(registry: &RegistryName, origin: &Origin) -> Option<String> {
     let same = origin.host() == itself.host()
         && (origin.port() == itself.port() || (registry.port().is_none() && origin.port() == 80));
     (!same).then(|| registry.as_str().to_owned())
-}
-
-/// Returns an error with its causes in one line.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use url::Url;
 use super::redirect::Hop;
 use super::{Body, Session, limit, until};
 use crate::client::Inner;
+use crate::error::describe;
 use crate::hosts::Host;
 use crate::transport::{Failure, FailureKind, Patience, Route, TlsIdentity, Wire};
 use soci_oci::FetchContext;
@@ -253,19 +254,4 @@ impl TokenHttp for HostTokens {
             deadline: None,
         }))
     }
-}
-
-/// Returns an error with its causes in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }

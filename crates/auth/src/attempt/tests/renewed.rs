@@ -3,20 +3,25 @@
 use super::*;
 use crate::testing::install_helper;
 
-#[tokio::test]
-async fn t107_a_hundred_requests_at_once_fetch_one_token() {
-    let d = option("docker-config", &[("u", "p")]);
-    let registry = Registry::new(BEARER, &["Bearer T-u"]);
-    let stack = Arc::new(Stack::new(&[&d], &registry, token_server(&["u:p"], true)));
-    let requests: Vec<_> = (0..100)
+/// Sends so many requests at once, which are all served.
+async fn at_once(stack: &Arc<Stack>, count: usize) {
+    let requests: Vec<_> = (0..count)
         .map(|_| {
-            let stack = Arc::clone(&stack);
+            let stack = Arc::clone(stack);
             tokio::spawn(async move { stack.request().await })
         })
         .collect();
     for request in requests {
         request.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn t107_a_hundred_requests_at_once_fetch_one_token() {
+    let d = option("docker-config", &[("u", "p")]);
+    let registry = Registry::new(BEARER, &["Bearer T-u"]);
+    let stack = Arc::new(Stack::new(&[&d], &registry, token_server(&["u:p"], true)));
+    at_once(&stack, 100).await;
     assert_eq!(stack.tokens.sent().len(), 1);
 }
 
@@ -226,15 +231,7 @@ async fn t61_fifty_requests_at_once_run_a_helper_once() {
     let body = r#"echo run >> runs; echo '{"Username":"u","Secret":"p"}'"#;
     install_helper(directory.path(), "x", body);
     let stack = Arc::new(stack);
-    let requests: Vec<_> = (0..50)
-        .map(|_| {
-            let stack = Arc::clone(&stack);
-            tokio::spawn(async move { stack.request().await })
-        })
-        .collect();
-    for request in requests {
-        request.await.unwrap().unwrap();
-    }
+    at_once(&stack, 50).await;
     assert_eq!(registry.log().iter().filter(|header| *header == "u:p").count(), 50);
     assert_eq!(std::fs::read_to_string(directory.path().join("runs")).unwrap(), "run\n");
 }

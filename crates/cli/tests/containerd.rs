@@ -374,6 +374,12 @@ fn t119_t120_t121_t123_an_index_is_pushed_with_the_credentials_that_are_meant() 
     let output = world.push(&["--debug", "--http-dump", "--http-trace", "-u", &user]);
     assert!(output.status.success(), "{}", text(&output));
     let said = text(&output);
+    // What is logged goes where no script reads.
+    let lines = String::from_utf8_lossy(&output.stderr);
+    let manifest =
+        lines.lines().find(|line| line.contains("method=PUT") && line.contains("/v2/app/manifests/"));
+    assert!(manifest.is_some_and(|line| line.contains("status=201")), "{lines}");
+    assert!(!lines.contains('?'), "no query is shown: {lines}");
     for secret in [PASSWORD, "s3cr", "Bearer ", "Basic ", "uthorization"] {
         assert!(!said.contains(secret), "{secret} is in: {said}");
     }

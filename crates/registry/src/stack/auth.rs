@@ -141,6 +141,15 @@ async fn connect(
         Ok(mut response) => {
             let status = response.status();
             inner.meters.answered(hop.operation, status.as_u16(), sent.elapsed());
+            // Without the query, which may be a signature.
+            tracing::debug!(
+                method = %hop.method,
+                host = %hop.origin,
+                path = hop.url.path(),
+                status = status.as_u16(),
+                elapsed_ms = sent.elapsed().as_millis(),
+                "a request was answered"
+            );
             let headers = std::mem::take(response.headers_mut());
             let stall = inner.settings.blob.stall_timeout;
             Ok((status, headers, Body::new(response, permit, hop.deadline, stall)))

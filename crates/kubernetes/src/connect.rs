@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use kube::Client;
-use kube::config::{AuthInfo, Config, KubeConfigOptions, KubeconfigError};
+use kube::config::{AuthInfo, Config, KubeConfigOptions};
+use soci_auth::redact;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
@@ -48,8 +49,8 @@ pub(crate) enum ConnectError {
     EmptyToken { path: PathBuf },
     #[error("auth-provider {name:?} is not supported; use an exec plugin")]
     AuthProvider { name: String },
-    #[error("kubeconfig")]
-    Config(#[source] Box<KubeconfigError>),
+    #[error("the kubeconfig is {0}")]
+    Config(String),
     #[error("service account of the pod")]
     InCluster(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("client for {server}")]
@@ -76,7 +77,7 @@ impl Connection {
                 replace_user(&mut kubeconfig, user);
                 let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                     .await
-                    .map_err(|source| ConnectError::Config(Box::new(source)))?;
+                    .map_err(|error| ConnectError::Config(kubeconfig::unquoted(&error)))?;
                 (config, current.files, current.notices, expires)
             }
             Location::InCluster => {
@@ -93,7 +94,7 @@ impl Connection {
         let fingerprint = Fingerprint::of(&files);
         // Its retries wait silently for as long as the server says; what fails is to be told, and is tried again here.
         config.default_retry = false;
-        let server = config.cluster_url.to_string();
+        let server = redact::text(&config.cluster_url.to_string());
         let client = Client::try_from(config)
             .map_err(|source| ConnectError::Client { server: server.clone(), source: Box::new(source) })?;
         Ok(Self { client, server, notices, files, fingerprint, expires, opened: Instant::now() })

@@ -10,7 +10,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use kube::config::{AuthInfo, Cluster, Kubeconfig, KubeconfigError};
+use kube::config::{AuthInfo, Cluster, Kubeconfig, KubeconfigError, LoadDataError};
 
 use crate::settings::Settings;
 
@@ -53,13 +53,12 @@ pub(crate) enum LoadError {
         path: PathBuf,
     },
     /// The content is no kubeconfig.
-    #[error("kubeconfig {path}")]
+    #[error("kubeconfig {path} is {what}; mend it, or write it anew")]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: Box<KubeconfigError>,
+        /// What is wrong, and where.
+        what: String,
     },
     /// It has no current context, or the context names what is not there.
     #[error("kubeconfig {path}: {what}")]
@@ -140,7 +139,7 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Current, LoadError> {
             let what = "it is UTF-16 and ends within a character; is it still being written?".to_owned();
             return Err(LoadError::Incomplete { path: path.clone(), what });
         }
-        let malformed = |source| LoadError::Malformed { path: path.clone(), source: Box::new(source) };
+        let malformed = |error| LoadError::Malformed { path: path.clone(), what: unquoted(&error) };
         let file = Kubeconfig::read_from(path).map_err(malformed)?;
         let runs_programs = file
             .auth_infos
@@ -185,6 +184,46 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Current, LoadError> {
     let secret = [&user.client_key, &user.token_file].into_iter().flatten().map(Path::new);
     let notices = paths.iter().map(PathBuf::as_path).chain(secret).filter_map(exposed).collect();
     Ok(Current { kubeconfig: merged, user, cluster, files, notices })
+}
+
+/// Says what is wrong with a kubeconfig without quoting it: the parser's own message shows the lines around a fault, and
+/// whoever is a neighbour there may be a token.
+pub(crate) fn unquoted(error: &KubeconfigError) -> String {
+    use KubeconfigError as Error;
+    match error {
+        Error::Parse(error) => match error.location() {
+            Some(at) => format!("not the YAML of a kubeconfig at line {}, column {}", at.line(), at.column()),
+            None => "not the YAML of a kubeconfig".to_owned(),
+        },
+        Error::KindMismatch | Error::ApiVersionMismatch => {
+            "of another kind or apiVersion than the files before it".to_owned()
+        }
+        Error::ReadConfig(error, _) => format!("not readable: {error}"),
+        Error::LoadCertificateAuthority(error) => {
+            format!("without a usable certificate-authority: {}", lost(error))
+        }
+        Error::LoadClientCertificate(error) => {
+            format!("without a usable client-certificate: {}", lost(error))
+        }
+        Error::LoadClientKey(error) => format!("without a usable client-key: {}", lost(error)),
+        Error::ParseCertificates(_) => "without a usable certificate-authority: not PEM".to_owned(),
+        Error::ParseClusterUrl(error) => format!("without a usable server address: {error}"),
+        Error::ParseProxyUrl(error) => format!("without a usable proxy-url: {error}"),
+        Error::MissingClusterUrl => "without a server address".to_owned(),
+        Error::ParseNoProxy(_) => "beside a NO_PROXY in the environment that is malformed".to_owned(),
+        Error::CurrentContextNotSet
+        | Error::LoadContext(_)
+        | Error::LoadClusterOfContext(_)
+        | Error::FindPath => "incomplete".to_owned(),
+    }
+}
+
+fn lost(error: &LoadDataError) -> String {
+    match error {
+        LoadDataError::DecodeBase64(_) => "its data is not base64".to_owned(),
+        LoadDataError::ReadFile(error, path) => format!("{}: {error}", path.display()),
+        LoadDataError::NoBase64DataOrFile => "neither data nor a file".to_owned(),
+    }
 }
 
 /// Whether a file is UTF-16 of an odd length: kube, which knows UTF-16 by its mark, panics at the half character.
@@ -358,6 +397,28 @@ users: [{name: u, user: {tokenFile: token}}]
                 "{said:?}"
             );
             fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_malformed_file_is_an_error_that_does_not_quote_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        let before = "apiVersion: v1\nkind: Config\nusers:\n";
+        for (users, place) in [
+            ("- name: u\n  user: {token: hunter2-token\n  other: [\n", None),
+            ("- name: u\n  user:\n    token: hunter2-token\n   password: hunter2-password\n", None),
+            ("- name: u\n  user:\n    token: [hunter2-token]\n", Some("at line 6, column 12")),
+            ("- name: u\n  user: hunter2-token\n", Some("at line 5, column 9")),
+            ("- {name: u, user: {token: \"hunter2-token\\x\"}}\n", None),
+            ("- {name: u, user: {tokenFile: a, tokenFile: hunter2-token}}\n", None),
+        ] {
+            fs::write(&path, format!("{before}{users}")).unwrap();
+            let error = load(std::slice::from_ref(&path)).unwrap_err();
+            let said = format!("{} {error:?}", crate::synced::told("here", &error));
+            assert!(!said.contains("hunter2"), "{users}: {said}");
+            let place = place.unwrap_or("not the YAML of a kubeconfig at line ");
+            assert!(said.contains(place) && said.contains("mend it"), "{users}: {said}");
         }
     }
 

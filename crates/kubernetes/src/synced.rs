@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use soci_auth::AuthBoard;
+use soci_auth::{AuthBoard, redact};
 use tokio::sync::watch;
 
 use crate::object::PullSecret;
@@ -270,7 +270,8 @@ impl Synced {
     }
 }
 
-/// One line from an error and its causes, without repeating what a cause says already.
+/// One line from an error and its causes, without repeating what a cause says already, and without what an address may
+/// hold of a login: that of a proxy is quoted by those who cannot use it.
 pub(crate) fn told(place: &str, error: &dyn Error) -> String {
     let mut text = format!("{place}: {error}");
     let mut cause = error.source();
@@ -281,7 +282,7 @@ pub(crate) fn told(place: &str, error: &dyn Error) -> String {
         }
         cause = error.source();
     }
-    text
+    redact::text(&text)
 }
 
 fn id_of(object: &PullSecret) -> Option<SecretId> {

@@ -137,3 +137,26 @@ async fn a_kubeconfig_that_others_can_read_is_named_once() {
     assert_eq!(said.matches("others may read credentials").count(), 1, "{said}");
     assert!(said.contains(".kube/config has mode 0644"), "{said}");
 }
+
+#[tokio::test]
+async fn the_login_of_a_proxy_or_a_server_is_not_told() {
+    let api = KubeApi::start("t").await.unwrap();
+    for (key, value) in [
+        ("proxy-url", "ftp://proxy-user:hunter2@proxy.example:2121"),
+        ("server", "https://server-user:hunter2@127.0.0.1:1"),
+    ] {
+        let (log, _guard) = soci_testkit::log::capture();
+        let rig = Rig::new();
+        let mut config: serde_json::Value =
+            serde_json::from_str(&api.kubeconfig(&json!({ "token": "t" }))).unwrap();
+        config["clusters"][0]["cluster"][key] = value.into();
+        rig.write(".kube/config", &config.to_string());
+        let keychain = rig.start(rig.settings());
+        keychain.ready().await;
+        let trouble = keychain.progress().trouble.unwrap();
+        assert!(!trouble.contains("hunter2"), "{trouble}");
+        assert_eq!((log.warnings("cannot be synced") > 0, log.warnings("hunter2")), (true, 0));
+        let place = value.rsplit('@').next().unwrap();
+        assert!(trouble.contains(place), "{trouble}");
+    }
+}

@@ -20,6 +20,7 @@ const IN_ENVIRONMENT: &str = "pl4nted-In-Env-Kx";
 const IN_HELPER: &str = "pl4nted-In-Helper-Kx";
 const IN_SECRET: &str = "pl4nted-In-Secret-Kx";
 const KUBE_TOKEN: &str = "pl4nted-Kube-Token-Kx";
+const IN_KUBECONFIG: &str = "pl4nted-In-Kubeconfig-Kx";
 /// What exec plugins speak.
 const EXEC: &str = "client.authentication.k8s.io/v1";
 
@@ -125,6 +126,16 @@ fn r27_t86_planted_secrets_are_found_nowhere() -> Result<()> {
         shown.push_str(&said.to_string());
     }
 
+    // A kubeconfig with a fault beside its token is told of, and the token is not.
+    let faulty = format!("users:\n- name: u\n  user: {{token: {IN_KUBECONFIG}\n  other: [\n");
+    std::fs::write(&kubeconfig, faulty)?;
+    api.set_token("another");
+    api.cut_watches();
+    stage.wait_log("not the YAML of a kubeconfig at line", std::time::Duration::from_secs(60))?;
+    let said = stage.explain("other.example/a:1")?.to_string();
+    assert!(said.contains("not the YAML of a kubeconfig at line"), "{said}");
+    shown.push_str(&said);
+
     shown.push_str(&scrape::scrape(&stage.path().join("m.sock"))?);
     assert!(shown.contains("soci_kubernetes_secrets"), "the metrics of the sync are there");
     shown.push_str(&scrape::state(&stage.path().join("d.sock"))?.to_string());
@@ -133,7 +144,7 @@ fn r27_t86_planted_secrets_are_found_nowhere() -> Result<()> {
         base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"))
     };
     let mut secrets: Vec<String> =
-        [PASSWORD, IN_ENVIRONMENT, IN_HELPER, IN_SECRET, KUBE_TOKEN].map(str::to_owned).into();
+        [PASSWORD, IN_ENVIRONMENT, IN_HELPER, IN_SECRET, KUBE_TOKEN, IN_KUBECONFIG].map(str::to_owned).into();
     secrets.push(pair(USER, PASSWORD));
     secrets.push(pair("u", IN_ENVIRONMENT));
     for seen in stage.registry.log() {

@@ -11,6 +11,7 @@
 //! The kubelet removes images by id, not by reference: the answer of each pull says which id the reference became.
 
 use std::cmp::Reverse;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -24,9 +25,9 @@ mod auth_config;
 mod state;
 
 pub use auth_config::AuthConfig;
-use state::{Entry, State};
+use state::{Entry, Login, State};
 
-/// The most credentials of other references that a lookup offers.
+/// The most different credentials of other references that a lookup offers.
 const FROM_REGISTRY: usize = 8;
 
 /// The option `cri`: what pulls brought.
@@ -41,7 +42,7 @@ pub struct CriStore {
 pub struct PullTicket {
     store: Arc<CriStore>,
     image: ImageRef,
-    brought: Option<Fingerprint>,
+    brought: Option<Login>,
     confirmed: bool,
 }
 
@@ -79,10 +80,10 @@ impl CriStore {
         {
             match auth.server() {
                 Ok(server) => {
-                    let fingerprint = credential.fingerprint();
-                    brought = Some(fingerprint);
+                    let login = Login { fingerprint: credential.fingerprint(), server };
+                    brought = Some(login.clone());
                     let mut state = self.state.lock();
-                    state.insert(&image, credential, fingerprint, server);
+                    state.insert(&image, credential, login);
                     state.bound(&self.board);
                 }
                 Err(()) => {
@@ -93,7 +94,8 @@ impl CriStore {
         Some(PullTicket { store: self.clone(), image, brought, confirmed: false })
     }
 
-    /// Forgets an image that containerd removed, named by id or by reference: all references of the same id go.
+    /// Forgets an image that containerd removed, named by id or by reference: all references of the same id go, but for
+    /// what pulls under way have brought.
     pub fn removed(&self, image: &str) {
         let mut state = self.state.lock();
         let key = image.parse::<ImageRef>().ok().map(|image| image.key());
@@ -106,7 +108,7 @@ impl CriStore {
         };
         let keys = id.and_then(|id| state.images.remove(&id)).unwrap_or_default();
         for key in keys.into_iter().chain(key) {
-            state.forget(&key);
+            state.removed(&key);
         }
     }
 }
@@ -117,7 +119,7 @@ impl PullTicket {
         self.confirmed = true;
         let key = self.image.key();
         let mut state = self.store.state.lock();
-        let arrived = self.brought.is_some_and(|fingerprint| state.confirm(&key, fingerprint));
+        let arrived = self.brought.as_ref().is_some_and(|login| state.confirm(&key, login));
         if let Some(id) = image_id {
             state.name_image(&key, id);
         }
@@ -130,8 +132,8 @@ impl PullTicket {
 
 impl Drop for PullTicket {
     fn drop(&mut self) {
-        if let Some(fingerprint) = self.brought.filter(|_| !self.confirmed) {
-            self.store.state.lock().demote(&self.image.key(), fingerprint);
+        if let Some(login) = self.brought.as_ref().filter(|_| !self.confirmed) {
+            self.store.state.lock().demote(&self.image.key(), login);
         }
     }
 }
@@ -148,25 +150,21 @@ impl Keychain for CriStore {
         let mut state = self.state.lock();
         let used = state.next();
         let mut candidates: Vec<Candidate> = Vec::new();
-        let mut offer = |candidate: Candidate| {
-            let new = candidates.iter().all(|known| known.id.fingerprint != candidate.id.fingerprint);
-            if new {
-                candidates.push(candidate);
-            }
-        };
+        let mut offered: HashSet<Fingerprint> = HashSet::new();
         if let Some(reference) = state.references.get_mut(&key) {
             reference.used = used;
             let mut own: Vec<&Entry> = reference.entries.iter().filter(|entry| entry.is_for(scope)).collect();
             own.sort_by_key(|entry| (entry.standing, Reverse(entry.sequence)));
-            own.iter().for_each(|entry| offer(entry.candidate(&key)));
+            own.retain(|entry| offered.insert(entry.login.fingerprint));
+            candidates.extend(own.iter().map(|entry| entry.candidate(&key)));
         }
         let others = state.registries.get(registry).into_iter().flatten();
         let others = others.filter(|(_, other)| **other != key).filter_map(|(sequence, other)| {
             let reference = state.references.get(other)?;
             let entry = reference.entries.iter().find(|entry| entry.sequence == sequence.0)?;
-            entry.is_for(scope).then(|| entry.candidate(other))
+            (entry.is_for(scope) && offered.insert(entry.login.fingerprint)).then(|| entry.candidate(other))
         });
-        others.take(FROM_REGISTRY).for_each(&mut offer);
+        candidates.extend(others.take(FROM_REGISTRY));
         let finding = format!(
             "{} of {} references offer a credential for {}",
             candidates.len(),
@@ -356,6 +354,57 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn t76_removal_of_the_old_image_keeps_what_a_pull_under_way_brought() {
+        let store = store();
+        let pull = |user| store.begin("reg.example/a:1", auth(user, "p"), None).unwrap();
+        pull("old").confirm(Some("sha256:old".into()));
+        for user in ["old", "new"] {
+            let (first, second) = (pull(user), pull(user));
+            store.removed("sha256:old");
+            store.removed("reg.example/a:1");
+            assert_eq!(users_of(&store, "reg.example/a:1").await, [user], "containerd calls back for it");
+            assert!(users_of(&store, "reg.example/b").await.is_empty(), "it has not been proven yet");
+            drop(first);
+            store.removed("reg.example/a:1");
+            assert_eq!(users_of(&store, "reg.example/a:1").await, [user], "one of two pulls goes on");
+            second.confirm(Some("sha256:new".into()));
+            assert_eq!(users_of(&store, "reg.example/b").await, [user]);
+            store.removed("sha256:new");
+            assert!(store.is_empty() && store.state.lock().images.is_empty());
+            assert!(store.state.lock().registries.is_empty());
+            pull("old").confirm(Some("sha256:old".into()));
+        }
+        drop(pull("failed"));
+        store.removed("sha256:old");
+        assert!(store.is_empty(), "a pull that failed holds nothing");
+    }
+
+    #[tokio::test]
+    async fn t71_many_images_with_one_login_do_not_hide_another_of_the_registry() {
+        let store = store();
+        pull(&store, "reg.example/good", "good");
+        for at in 0..2 * FROM_REGISTRY {
+            pull(&store, &format!("reg.example/other:{at}"), "bad");
+        }
+        assert_eq!(users_of(&store, "reg.example/a").await, ["bad", "good"]);
+        for at in 0..2 * FROM_REGISTRY {
+            pull(&store, &format!("reg.example/more:{at}"), &format!("u{at}"));
+        }
+        assert_eq!(users_of(&store, "reg.example/a").await.len(), FROM_REGISTRY);
+    }
+
+    #[tokio::test]
+    async fn t69_another_address_counts_once_its_pull_has_succeeded() {
+        let store = store();
+        store.begin("reg.example/a", with_server("reg.example"), None).unwrap().confirm(None);
+        let wrong = store.begin("reg.example/a", with_server("https://other.example"), None).unwrap();
+        assert_eq!(users_of(&store, "reg.example/a").await, ["u"]);
+        drop(wrong);
+        assert_eq!(users_of(&store, "reg.example/a").await, ["u"]);
+        assert_eq!(users_of(&store, "reg.example/b").await, ["u"]);
+    }
+
+    #[tokio::test]
     async fn t88_a_bad_auth_field_is_no_credential() {
         let store = store();
         let empty = String::new;
@@ -380,6 +429,12 @@ mod tests {
         mirror.forward = false;
         mirror.image = "reg.example/b".parse().unwrap();
         assert_eq!(users(&store, &mirror).await, ["u"]);
+        mirror.forward = true;
+        mirror.image = "other.example/c".parse().unwrap();
+        for (server, expected) in [("third.example", 0), ("other.example", 1)] {
+            store.begin("other.example/c", with_server(server), None).unwrap().confirm(None);
+            assert_eq!(users(&store, &mirror).await.len(), expected, "named for {server}");
+        }
     }
 
     #[tokio::test]

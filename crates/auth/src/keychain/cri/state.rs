@@ -37,14 +37,22 @@ pub(super) struct Reference {
     pub(super) entries: Vec<Entry>,
 }
 
+/// What a pull brings, and by what its entry is found again: the same credential for another host is another entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Login {
+    pub(super) fingerprint: Fingerprint,
+    /// The registry named by `server_address`.
+    pub(super) server: Option<String>,
+}
+
 /// One credential of a reference.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) credential: Credential,
-    pub(super) fingerprint: Fingerprint,
-    /// The registry named by `server_address`.
-    pub(super) server: Option<String>,
+    pub(super) login: Login,
     pub(super) sequence: u64,
+    /// How many pulls that brought it are under way.
+    pub(super) pulls: usize,
     pub(super) standing: Standing,
     /// When a pull brought it last.
     pub(super) arrived: Instant,
@@ -64,13 +72,8 @@ impl State {
         self.sequence
     }
 
-    pub(super) fn insert(
-        &mut self,
-        image: &ImageRef,
-        credential: Credential,
-        fingerprint: Fingerprint,
-        server: Option<String>,
-    ) {
+    /// Takes what a pull brings. The pull is under way until [`confirm`](Self::confirm) or [`demote`](Self::demote).
+    pub(super) fn insert(&mut self, image: &ImageRef, credential: Credential, login: Login) {
         let sequence = self.next();
         let reference = self.references.entry(image.key()).or_insert_with(|| Reference {
             registry: image.registry().identity().to_owned(),
@@ -79,8 +82,8 @@ impl State {
             entries: Vec::new(),
         });
         reference.used = sequence;
-        if let Some(entry) = reference.entries.iter_mut().find(|entry| entry.fingerprint == fingerprint) {
-            entry.server = server;
+        if let Some(entry) = reference.entries.iter_mut().find(|entry| entry.login == login) {
+            entry.pulls += 1;
             entry.arrived = Instant::now();
             if entry.standing == Standing::Demoted {
                 entry.standing = Standing::Pending;
@@ -89,7 +92,7 @@ impl State {
             return;
         }
         let (standing, arrived) = (Standing::Pending, Instant::now());
-        let entry = Entry { credential, fingerprint, server, sequence, standing, arrived };
+        let entry = Entry { credential, login, sequence, pulls: 1, standing, arrived };
         reference.entries.insert(0, entry);
         if reference.entries.len() > PER_REFERENCE {
             // The worst goes: demoted before pending before confirmed, older before newer; never the one just put in.
@@ -102,12 +105,14 @@ impl State {
         }
     }
 
-    pub(super) fn confirm(&mut self, key: &str, fingerprint: Fingerprint) -> bool {
+    /// A pull went well with what it brought. Returns whether that is still here.
+    pub(super) fn confirm(&mut self, key: &str, login: &Login) -> bool {
         let sequence = self.next();
         let Some(reference) = self.references.get_mut(key) else { return false };
-        let Some(entry) = reference.entries.iter_mut().find(|entry| entry.fingerprint == fingerprint) else {
+        let Some(entry) = reference.entries.iter_mut().find(|entry| entry.login == *login) else {
             return false;
         };
+        entry.pulls = entry.pulls.saturating_sub(1);
         remove_confirmed(&mut self.registries, &reference.registry, entry.sequence);
         entry.standing = Standing::Confirmed;
         entry.sequence = sequence;
@@ -116,41 +121,63 @@ impl State {
         true
     }
 
-    pub(super) fn demote(&mut self, key: &str, fingerprint: Fingerprint) {
+    /// A pull failed with what it brought.
+    pub(super) fn demote(&mut self, key: &str, login: &Login) {
         if let Some(reference) = self.references.get_mut(key)
-            && let Some(entry) = reference.entries.iter_mut().find(|entry| entry.fingerprint == fingerprint)
-            && entry.standing == Standing::Pending
+            && let Some(entry) = reference.entries.iter_mut().find(|entry| entry.login == *login)
         {
-            entry.standing = Standing::Demoted;
+            entry.pulls = entry.pulls.saturating_sub(1);
+            if entry.standing == Standing::Pending && entry.pulls == 0 {
+                entry.standing = Standing::Demoted;
+            }
         }
     }
 
     pub(super) fn name_image(&mut self, key: &str, id: String) {
         let Some(reference) = self.references.get_mut(key) else { return };
-        if let Some(old) = reference.image_id.replace(id.clone())
-            && old != id
-            && let Some(keys) = self.images.get_mut(&old)
-        {
-            keys.remove(key);
-            if keys.is_empty() {
-                self.images.remove(&old);
-            }
+        if let Some(old) = reference.image_id.replace(id.clone()).filter(|old| *old != id) {
+            self.unname(key, &old);
         }
         self.images.entry(id).or_default().insert(key.to_owned());
     }
 
-    pub(super) fn forget(&mut self, key: &str) {
+    /// Forgets a reference whose image is gone, but not what a pull under way has brought for it: the kubelet removes an
+    /// old image while its reference is pulled again.
+    pub(super) fn removed(&mut self, key: &str) {
+        let Some(reference) = self.references.get_mut(key) else { return };
+        let entries = std::mem::take(&mut reference.entries);
+        let (kept, gone): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.pulls > 0);
+        for entry in kept.iter().chain(&gone) {
+            remove_confirmed(&mut self.registries, &reference.registry, entry.sequence);
+        }
+        let pending = |entry| Entry { standing: Standing::Pending, ..entry };
+        reference.entries = kept.into_iter().map(pending).collect();
+        let id = reference.image_id.take();
+        if reference.entries.is_empty() {
+            self.references.remove(key);
+        }
+        if let Some(id) = id {
+            self.unname(key, &id);
+        }
+    }
+
+    /// Forgets that a reference is the image of this id.
+    fn unname(&mut self, key: &str, id: &str) {
+        if let Some(keys) = self.images.get_mut(id) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.images.remove(id);
+            }
+        }
+    }
+
+    fn forget(&mut self, key: &str) {
         let Some(reference) = self.references.remove(key) else { return };
         for entry in &reference.entries {
             remove_confirmed(&mut self.registries, &reference.registry, entry.sequence);
         }
-        if let Some(id) = reference.image_id
-            && let Some(keys) = self.images.get_mut(&id)
-        {
-            keys.remove(key);
-            if keys.is_empty() {
-                self.images.remove(&id);
-            }
+        if let Some(id) = reference.image_id {
+            self.unname(key, &id);
         }
     }
 
@@ -181,18 +208,21 @@ fn remove_confirmed(
 }
 
 impl Entry {
-    /// Whether this credential may be shown to the host that asks. It is the registry's; a mirror gets it only when it
-    /// is the one that the caller named, or the operator says so.
+    /// Whether this credential may be shown to the host that asks. It is the registry's, unless the caller named another
+    /// host; a mirror gets it only when it is the one that was named, or when the operator says that it gets the registry's.
     pub(super) fn is_for(&self, scope: &CredentialScope) -> bool {
-        match (&self.server, scope.mirror) {
-            (Some(server), _) => *server == scope.identity() || (scope.mirror && scope.forward),
+        match (&self.login.server, scope.mirror) {
             (None, false) => true,
             (None, true) => scope.forward,
+            (Some(server), false) => *server == scope.identity(),
+            (Some(server), true) => {
+                *server == scope.identity() || (scope.forward && server == scope.image.registry().identity())
+            }
         }
     }
 
     pub(super) fn candidate(&self, key: &str) -> Candidate {
-        let id = CandidateId { entry: format!("pull of {key}"), fingerprint: self.fingerprint };
+        let id = CandidateId { entry: format!("pull of {key}"), fingerprint: self.login.fingerprint };
         let age = Some(self.arrived.elapsed());
         Candidate { id, credential: self.credential.clone(), age }
     }

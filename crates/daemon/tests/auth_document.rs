@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashSet;
+use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::Value;
 use soci_auth::keychain::Keychain;
@@ -11,6 +12,7 @@ use soci_snapshotter_grpc::config;
 use soci_snapshotter_grpc::keychains::OPTIONS;
 use soci_snapshotter_grpc::metrics::names;
 use soci_snapshotter_grpc::serve::DEFAULT_ADDRESS;
+use soci_testkit::kube_api::KubeApi;
 
 const DOCUMENT: &str = include_str!("../../../docs/auth.md");
 const COMMANDS: &str = include_str!("../../../docs/cli.md");
@@ -82,6 +84,62 @@ fn the_manifests_grant_list_and_watch_on_secrets_to_one_account_and_nothing_else
     }
     let name = account["metadata"]["name"].as_str().unwrap();
     assert!(blocks("console").iter().any(|block| block.contains(&format!("create token {name} "))));
+}
+
+/// Runs the commands of the document for a kubeconfig, with a `kubectl` that knows one cluster and an administrator.
+#[tokio::test]
+async fn the_kubeconfig_of_the_document_holds_the_service_account_alone_and_works() {
+    let block = *blocks("console").iter().find(|block| block.contains("create token")).unwrap();
+    let commands: Vec<&str> = block.lines().map(|line| line.strip_prefix("$ ").unwrap_or(line)).collect();
+    assert!(!block.contains("--token"), "a token on a command line is for everyone to read");
+    let api = KubeApi::start("service-account").await.unwrap();
+    api.put(
+        "team",
+        "pull",
+        "kubernetes.io/dockerconfigjson",
+        &[(".dockerconfigjson", r#"{"auths":{"reg.example":{"auth":"dXNlcjpwYXNz"}}}"#)],
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let admin: Value =
+        serde_json::from_str(&api.kubeconfig(&serde_json::json!({ "token": "admin-hunter2" }))).unwrap();
+    let cluster = &admin["clusters"][0]["cluster"];
+    let (server, authority) =
+        (cluster["server"].as_str().unwrap(), cluster["certificate-authority-data"].as_str().unwrap());
+    let kubectl = format!(
+        "#!/bin/sh\ncase \"$*\" in\n*'create token'*) echo service-account;;\n*cluster.server*) printf %s '{server}';;\n\
+         *certificate-authority-data*) printf %s '{authority}';;\n*) cat admin;;\nesac\n"
+    );
+    std::fs::write(dir.path().join("admin"), admin.to_string()).unwrap();
+    for (name, text) in [("kubectl", &*kubectl), ("scp", "#!/bin/sh\necho \"$@\" > copied\n")] {
+        std::fs::write(dir.path().join(name), text).unwrap();
+        std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-euc", &commands.join("\n")]).current_dir(dir.path()).env("PATH", path);
+    assert!(shell.status().unwrap().success());
+
+    let file = dir.path().join("kubeconfig");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let written: Value = serde_saphyr::from_str(&text).unwrap();
+    for list in ["users", "clusters", "contexts"] {
+        assert_eq!(written[list].as_array().unwrap().len(), 1, "{list} of {text}");
+    }
+    assert_eq!(written["users"][0]["user"], serde_json::json!({ "tokenFile": "token" }));
+    for name in ["kubeconfig", "token"] {
+        assert_eq!(dir.path().join(name).metadata().unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+    }
+    let configured = blocks("toml").concat();
+    let copied = std::fs::read_to_string(dir.path().join("copied")).unwrap();
+    let (files, destination) = copied.trim().rsplit_once(" root@NODE:").unwrap();
+    assert_eq!(files, "-p token kubeconfig");
+    assert!(configured.contains(&format!("kubeconfig_path = \"{destination}kubeconfig\"")), "{copied}");
+
+    let mut settings = soci_kubernetes::Settings::new(soci_kubernetes::Environment::default());
+    settings.kubeconfig = Some(file);
+    let keychain = soci_kubernetes::SecretsKeychain::start(settings, std::sync::Arc::new(AuthBoard::new()));
+    keychain.ready().await;
+    assert_eq!((keychain.len(), keychain.progress().trouble), (1, None));
 }
 
 #[tokio::test]

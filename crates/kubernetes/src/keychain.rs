@@ -1,6 +1,6 @@
 //! The option itself: what a lookup answers from the synced secrets.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,6 +12,7 @@ use soci_auth::keychain::{
 use soci_auth::{AuthBoard, CredentialScope, Fingerprint};
 use tokio_util::sync::CancellationToken;
 
+use crate::matching::SecretKey;
 use crate::settings::Settings;
 use crate::store::Match;
 use crate::synced::{Progress, Synced};
@@ -83,46 +84,69 @@ impl SecretsKeychain {
         let _ = tokio::time::timeout_at(deadline, settled).await;
     }
 
-    fn find(&self, scope: &CredentialScope) -> Lookup {
+    /// Offers the credential accepted last, then those by rank that were not refused, then some that were: an option that
+    /// has a credential keeps it, however often that is refused.
+    fn find(&self, scope: &CredentialScope, rejected: &Rejected) -> Lookup {
         let host = scope.identity();
         let repository = scope.image.repository();
-        let preferred =
-            self.accepted.lock().by_repository.get(&(host.clone(), repository.to_owned())).copied();
+        let repository_key = (host.clone(), repository.to_owned());
+        let preferred = self.accepted.lock().by_repository.get(&repository_key).copied();
         let store = self.synced.store();
-        // One more than may be presented, so that the accepted one can be moved to the front of them.
-        let mut found =
-            store.lookup(&host, repository, scope.namespace.as_deref(), 4 * MAX_CANDIDATES, |_| false);
-        if let Some(preferred) = preferred
-            && let Some(at) = found.iter().position(|found| found.credential.fingerprint() == preferred)
-        {
-            found[..=at].rotate_right(1);
+        let matching = store.matching(&host, repository);
+        let mut seen: HashSet<Fingerprint> = HashSet::new();
+        let (mut accepted, mut fresh, mut refused) = (None, Vec::new(), Vec::new());
+        for found in matching.ranked(scope.namespace.as_deref()) {
+            let print = found.entry.fingerprint;
+            if fresh.len() >= MAX_CANDIDATES && (preferred.is_none() || accepted.is_some()) {
+                break;
+            }
+            if !seen.insert(print) {
+                continue;
+            }
+            if preferred == Some(print) {
+                accepted = Some(found);
+            } else if rejected.holds(print) || self.synced.rests(&host, repository, print) {
+                refused.push(found);
+            } else if fresh.len() < MAX_CANDIDATES {
+                fresh.push(found);
+            }
         }
-        let total = store.len();
-        drop(store);
+        if preferred.is_some() && accepted.is_none() {
+            self.accepted.lock().forget(&repository_key);
+        }
+        refused.truncate(MAX_CANDIDATES);
+        let offered: Vec<Match> = accepted.into_iter().chain(fresh).chain(refused).collect();
         let candidate = |found: &Match| {
             Candidate::new(
                 format!("secret {}/{}", found.id.namespace, found.id.name),
-                found.credential.clone(),
+                found.entry.credential.clone(),
             )
             .aged(age(found.created))
         };
-        let mut candidates: Vec<Candidate> = Vec::new();
-        for candidate in found.iter().map(candidate) {
-            if candidates.iter().all(|known| known.id.fingerprint != candidate.id.fingerprint) {
-                candidates.push(candidate);
-            }
-        }
-        let mut findings =
-            vec![Finding(format!("{total} secrets synced, {} match {}", found.len(), scope.image.name()))];
-        findings.extend(found.iter().take(MAX_CANDIDATES).map(|found| {
-            let slash = if found.key.path.is_empty() { "" } else { "/" };
-            Finding(format!(
-                "secret {}/{}: key {}{slash}{}",
-                found.id.namespace, found.id.name, found.key.host, found.key.path
-            ))
+        let candidates = offered.iter().map(candidate).collect();
+        let mut findings = vec![Finding(format!(
+            "{} secrets synced, {} of their entries match {}",
+            store.len(),
+            matching.count(),
+            scope.image.name()
+        ))];
+        findings.extend(offered.iter().take(MAX_CANDIDATES).map(|Match { id, entry, .. }| {
+            let slash = if entry.key.path.is_empty() { "" } else { "/" };
+            let SecretKey { host, path } = &entry.key;
+            Finding(format!("secret {}/{}: key {host}{slash}{path}", id.namespace, id.name))
         }));
+        drop(offered);
+        drop(store);
         findings.extend(self.synced.progress().trouble.clone().map(Finding));
         Lookup { candidates, findings }
+    }
+}
+
+impl Accepted {
+    fn forget(&mut self, repository: &(String, String)) {
+        if self.by_repository.remove(repository).is_some() {
+            self.order.retain(|known| known != repository);
+        }
     }
 }
 
@@ -144,9 +168,9 @@ impl Keychain for SecretsKeychain {
         "kubernetes-secrets"
     }
 
-    async fn lookup(&self, scope: &CredentialScope, _rejected: &Rejected) -> Result<Lookup, KeychainError> {
+    async fn lookup(&self, scope: &CredentialScope, rejected: &Rejected) -> Result<Lookup, KeychainError> {
         self.ready().await;
-        let lookup = self.find(scope);
+        let lookup = self.find(scope, rejected);
         let progress = self.synced.progress();
         match &progress.trouble {
             Some(trouble) if lookup.candidates.is_empty() && (!progress.complete || self.is_empty()) => {
@@ -159,7 +183,7 @@ impl Keychain for SecretsKeychain {
     async fn peek(&self, scope: &CredentialScope) -> Option<Lookup> {
         // Looked at before the find, which looks again: a lock that is held twice may wait for a writer in between.
         let complete = self.synced.progress().complete;
-        complete.then(|| self.find(scope))
+        complete.then(|| self.find(scope, &Rejected::default()))
     }
 
     fn verdict(&self, scope: &CredentialScope, candidate: &CandidateId, outcome: Outcome) {
@@ -178,8 +202,7 @@ impl Keychain for SecretsKeychain {
             }
             Outcome::Rejected => {
                 if accepted.by_repository.get(&key) == Some(&candidate.fingerprint) {
-                    accepted.by_repository.remove(&key);
-                    accepted.order.retain(|known| *known != key);
+                    accepted.forget(&key);
                 }
             }
         }

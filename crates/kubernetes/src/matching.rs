@@ -5,6 +5,8 @@
 //! `a.b.io`). On top of them: port 443 equals no port, the names of Docker Hub are one, and a path must end at a
 //! component (`host/foo` is not for `host/foobar`).
 
+use std::net::Ipv6Addr;
+
 use soci_oci::RegistryName;
 
 /// The longest key that is looked at, in bytes.
@@ -40,9 +42,24 @@ impl SecretKey {
         (!host.is_empty() && !host.contains('@')).then(|| Self { host, path: path.to_owned() })
     }
 
-    /// Whether the host is a pattern rather than a name.
+    /// Whether the host is a pattern rather than a name, which only an IPv6 address is with a bracket.
     pub(crate) fn is_glob(&self) -> bool {
-        self.host.contains(['*', '?']) || (self.host.contains('[') && !self.host.starts_with('['))
+        let address = || self.host.strip_prefix('[').and_then(|rest| rest.split(']').next());
+        self.host.contains(['*', '?'])
+            || (self.host.contains('[') && address().is_none_or(|text| text.parse::<Ipv6Addr>().is_err()))
+    }
+}
+
+/// What a pattern and every host that it matches have in common: the number of labels, and the port.
+pub(crate) fn shape(host: &str) -> (usize, &str) {
+    let (name, port) = split(host);
+    (name.split('.').count(), port)
+}
+
+fn split(host: &str) -> (&str, &str) {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => (name, port),
+        _ => (host, ""),
     }
 }
 
@@ -56,14 +73,6 @@ fn identity(host: &str) -> String {
 
 /// Whether the host pattern `pattern` matches `host`, both as [`SecretKey::host`] has them.
 pub(crate) fn host_matches(pattern: &str, host: &str) -> bool {
-    let split = |text: &'_ str| -> (String, String) {
-        match text.rsplit_once(':') {
-            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
-                (host.to_owned(), port.to_owned())
-            }
-            _ => (text.to_owned(), String::new()),
-        }
-    };
     let ((pattern, pattern_port), (host, port)) = (split(pattern), split(host));
     if pattern_port != port {
         return false;
@@ -71,9 +80,9 @@ pub(crate) fn host_matches(pattern: &str, host: &str) -> bool {
     if pattern == host {
         return true;
     }
-    let (patterns, labels): (Vec<_>, Vec<_>) = (pattern.split('.').collect(), host.split('.').collect());
-    patterns.len() == labels.len()
-        && patterns.iter().zip(&labels).all(|(pattern, label)| glob(pattern.as_bytes(), label.as_bytes()))
+    let labels = host.split('.');
+    pattern.split('.').count() == labels.clone().count()
+        && pattern.split('.').zip(labels).all(|(pattern, label)| glob(pattern.as_bytes(), label.as_bytes()))
 }
 
 /// Matches one label against `*`, `?` and `[…]`. Linear in the label for each star, so hostile patterns stay cheap.
@@ -140,7 +149,7 @@ mod tests {
         let mut store = SecretStore::default();
         store.apply(secret("n", "s", 1, &[(key, "u")]));
         let image: ImageRef = image.parse().unwrap();
-        !store.lookup(image.registry().identity(), image.repository(), None, 1, |_| false).is_empty()
+        store.matching(image.registry().identity(), image.repository()).ranked(None).next().is_some()
     }
 
     #[test]
@@ -160,6 +169,8 @@ mod tests {
             ("*.io", "a.b.io/x", false),
             ("reg?.example", "reg1.example/a", true),
             ("reg[12].example", "reg2.example/a", true),
+            ("[rs]eg.example", "reg.example/a", true),
+            ("[rs]eg.example:5000", "reg.example:5000/a", true),
             ("reg[!12].example", "reg2.example/a", false),
             ("reg.example/team", "reg.example/team/a", true),
             ("reg.example/team", "reg.example/teamx/a", false),

@@ -3,16 +3,21 @@
 //! `credsStore` and `credHelpers` inside a secret are ignored: whoever may create a secret must not choose a program
 //! that runs as root.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Place;
+
 use base64::Engine as _;
 use sha2::{Digest as _, Sha256};
-use soci_auth::Credential;
 use soci_auth::keychain::docker_file::{Form, parse_auths};
+use soci_auth::{Credential, Fingerprint};
 use zeroize::Zeroizing;
 
 use crate::matching::SecretKey;
 
 /// The largest payload that is parsed, in bytes; the API server stores at most 1 MiB.
 const MAX_SIZE: usize = 1 << 20;
+/// The most entries of one secret that are kept: no registry login has that many, and each is an entry of the index.
+pub(crate) const MAX_ENTRIES: usize = 4096;
 
 /// The two types of pull secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,8 +53,10 @@ pub(crate) struct Payload {
     pub digest: [u8; 32],
     /// Size of the payload in bytes.
     pub size: usize,
-    /// The entries, one for each key.
+    /// The entries, one for each key, in the order of the keys.
     pub entries: Vec<Entry>,
+    /// How many more it has than are kept.
+    pub beyond: usize,
 }
 
 /// One entry of a secret.
@@ -59,6 +66,8 @@ pub(crate) struct Entry {
     pub key: SecretKey,
     /// What to present.
     pub credential: Credential,
+    /// By which it is told from others.
+    pub fingerprint: Fingerprint,
 }
 
 /// A secret that cannot be used. Never quotes it.
@@ -95,16 +104,29 @@ impl Payload {
             SecretType::DockerCfg => Form::DockerCfg,
         };
         let entries = parse_auths(&json, form).map_err(|error| SecretError::Malformed(error.to_string()))?;
-        let mut usable: Vec<Entry> = Vec::new();
+        let mut usable: BTreeMap<SecretKey, Credential> = BTreeMap::new();
+        let mut beyond = 0;
         for (key, entry) in entries {
-            let Some(key) = SecretKey::parse(&key) else { continue };
-            if let Ok(Some(credential)) = entry
-                && usable.iter().all(|known| known.key != key)
-            {
-                usable.push(Entry { key, credential });
+            let (Some(key), Ok(Some(credential))) = (SecretKey::parse(&key), entry) else { continue };
+            let full = usable.len() >= MAX_ENTRIES;
+            match usable.entry(key) {
+                // Of several spellings of one key the first counts.
+                Place::Occupied(_) => {}
+                Place::Vacant(_) if full => beyond += 1,
+                Place::Vacant(place) => drop(place.insert(credential)),
             }
         }
-        Ok(Self { digest: Sha256::digest(&*json).into(), size: json.len(), entries: usable })
+        let entry = |(key, credential): (SecretKey, Credential)| {
+            let fingerprint = credential.fingerprint();
+            Entry { key, credential, fingerprint }
+        };
+        let entries = usable.into_iter().map(entry).collect();
+        Ok(Self { digest: Sha256::digest(&*json).into(), size: json.len(), entries, beyond })
+    }
+
+    /// Returns the entry for exactly this key.
+    pub(crate) fn entry(&self, key: &SecretKey) -> Option<&Entry> {
+        self.entries.binary_search_by(|entry| entry.key.cmp(key)).ok().map(|at| &self.entries[at])
     }
 }
 
@@ -141,6 +163,20 @@ mod tests {
         assert_eq!(Payload::parse("***", SecretType::DockerCfg).unwrap_err(), SecretError::Base64);
         let large = "A".repeat(2 << 20);
         assert!(matches!(Payload::parse(&large, SecretType::DockerCfg), Err(SecretError::TooLarge(_))));
+    }
+
+    #[test]
+    fn a_secret_full_of_keys_is_parsed_at_once_and_cut() {
+        let auths: String = (0..40_000).map(|at| format!(r#","{at:x}.a":{{"auth":"dTpw"}}"#)).collect();
+        let json = format!(r#"{{"auths":{{{}}}}}"#, &auths[1..]);
+        assert!(json.len() > 900 << 10, "{}", json.len());
+        let begun = std::time::Instant::now();
+        let payload = parse(&json, SecretType::DockerConfigJson).unwrap();
+        assert_eq!((payload.entries.len(), payload.beyond), (MAX_ENTRIES, 40_000 - MAX_ENTRIES));
+        assert!(begun.elapsed() < std::time::Duration::from_secs(10), "it does not stall the sync");
+        let key = payload.entries[MAX_ENTRIES - 1].key.clone();
+        assert_eq!(payload.entry(&key).unwrap().key, key);
+        assert!(payload.entry(&SecretKey { host: "other.example".into(), path: String::new() }).is_none());
     }
 
     #[test]

@@ -6,12 +6,11 @@
 //! first, literal hosts before patterns; so it costs the depth of the repository, not the number of secrets.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
-use crate::matching::{SecretKey, host_matches};
+use crate::matching::{SecretKey, host_matches, shape};
 use crate::secret::{Entry, Payload, SecretType};
-use soci_auth::Credential;
 
 /// The most payload bytes that are kept; newer secrets are skipped beyond it.
 pub(crate) const MAX_PAYLOAD_BYTES: usize = 64 << 20;
@@ -39,16 +38,32 @@ pub(crate) struct Secret {
 }
 
 /// An entry that matches an image, and whose it is.
-#[derive(Debug, Clone)]
-pub(crate) struct Match {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Match<'a> {
     /// The secret that is named for it; of several with the same payload the first by rank.
-    pub id: SecretId,
-    /// The key that matched, as normalised.
-    pub key: SecretKey,
-    /// The credential.
-    pub credential: Credential,
+    pub id: &'a SecretId,
+    /// The entry, with the key that matched as normalised.
+    pub entry: &'a Entry,
     /// When the secret was created, in seconds since 1970.
     pub created: i64,
+}
+
+/// What matches one image: the keys, most specific first, with who has them.
+#[derive(Debug)]
+pub(crate) struct Matching<'a> {
+    store: &'a SecretStore,
+    groups: Vec<(&'a SecretKey, &'a Holders)>,
+}
+
+/// What became of a secret that was put into the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Applied {
+    /// Lookups may answer otherwise.
+    Changed,
+    /// It is as it was.
+    Same,
+    /// It is left out, and what it had before is gone: there is no room.
+    Full,
 }
 
 /// The secrets of one cluster.
@@ -57,7 +72,8 @@ pub(crate) struct SecretStore {
     secrets: HashMap<SecretId, Held>,
     payloads: HashMap<[u8; 32], Weak<Payload>>,
     literal: HashMap<SecretKey, Holders>,
-    patterns: HashMap<SecretKey, Holders>,
+    /// By path, number of labels and port, so that a lookup tries those only that may match.
+    patterns: HashMap<(String, usize, String), BTreeMap<SecretKey, Holders>>,
     bytes: usize,
 }
 
@@ -80,7 +96,8 @@ impl Holders {
         self.by_namespace.entry(id.namespace.clone()).or_default().insert((Reverse(created), id.clone()));
     }
 
-    fn remove(&mut self, created: i64, id: &SecretId) {
+    /// Returns whether none is left.
+    fn remove(&mut self, created: i64, id: &SecretId) -> bool {
         let rank = (Reverse(created), id.clone());
         self.ranked.remove(&rank);
         if let Some(own) = self.by_namespace.get_mut(&id.namespace) {
@@ -89,6 +106,7 @@ impl Holders {
                 self.by_namespace.remove(&id.namespace);
             }
         }
+        self.ranked.is_empty()
     }
 }
 
@@ -98,26 +116,19 @@ impl SecretStore {
         self.secrets.len()
     }
 
-    /// Adds or replaces a secret. Returns whether anything changed for lookups; `false` also when it was skipped because
-    /// the store is full, which is logged.
-    pub(crate) fn apply(&mut self, secret: Secret) -> bool {
+    /// Adds or replaces a secret.
+    pub(crate) fn apply(&mut self, secret: Secret) -> Applied {
         if let Some(held) = self.secrets.get(&secret.id)
             && held.payload.digest == secret.payload.digest
             && held.created == secret.created
         {
-            return false;
+            return Applied::Same;
         }
         self.remove(&secret.id);
         let known = self.payloads.get(&secret.payload.digest).and_then(Weak::upgrade);
         let payload = match known {
             Some(payload) => payload,
-            None if self.bytes + secret.payload.size > MAX_PAYLOAD_BYTES => {
-                tracing::warn!(
-                    namespace = %secret.id.namespace, name = %secret.id.name, limit = MAX_PAYLOAD_BYTES,
-                    "pull secret skipped: all of them together are over the limit; restrict namespaces"
-                );
-                return false;
-            }
+            None if self.bytes + secret.payload.size > MAX_PAYLOAD_BYTES => return Applied::Full,
             None => {
                 let payload = Arc::new(secret.payload);
                 self.bytes += payload.size;
@@ -126,22 +137,33 @@ impl SecretStore {
             }
         };
         for Entry { key, .. } in &payload.entries {
-            let index = if key.is_glob() { &mut self.patterns } else { &mut self.literal };
-            index.entry(key.clone()).or_default().insert(secret.created, &secret.id);
+            let holders = match key.is_glob() {
+                true => self.patterns.entry(place(key)).or_default().entry(key.clone()).or_default(),
+                false => self.literal.entry(key.clone()).or_default(),
+            };
+            holders.insert(secret.created, &secret.id);
         }
         self.secrets.insert(secret.id, Held { payload, created: secret.created, kind: secret.kind });
-        true
+        Applied::Changed
     }
 
     /// Removes a secret. Returns whether it was there.
     pub(crate) fn remove(&mut self, id: &SecretId) -> bool {
         let Some(held) = self.secrets.remove(id) else { return false };
         for Entry { key, .. } in &held.payload.entries {
-            let index = if key.is_glob() { &mut self.patterns } else { &mut self.literal };
-            if let Some(holders) = index.get_mut(key) {
-                holders.remove(held.created, id);
-                if holders.ranked.is_empty() {
-                    index.remove(key);
+            if !key.is_glob() {
+                if let Some(holders) = self.literal.get_mut(key)
+                    && holders.remove(held.created, id)
+                {
+                    self.literal.remove(key);
+                }
+            } else if let Some(patterns) = self.patterns.get_mut(&place(key))
+                && let Some(holders) = patterns.get_mut(key)
+                && holders.remove(held.created, id)
+            {
+                patterns.remove(key);
+                if patterns.is_empty() {
+                    self.patterns.remove(&place(key));
                 }
             }
         }
@@ -176,78 +198,71 @@ impl SecretStore {
         stale
     }
 
-    /// Returns the hosts (or patterns) that a secret has entries for.
-    pub(crate) fn hosts(&self, id: &SecretId) -> Vec<String> {
-        let entries = self.secrets.get(id).map(|held| held.payload.entries.as_slice()).unwrap_or_default();
-        entries.iter().map(|entry| entry.key.host.clone()).collect()
+    /// Returns the entries that a secret has.
+    pub(crate) fn entries(&self, id: &SecretId) -> &[Entry] {
+        self.secrets.get(id).map(|held| held.payload.entries.as_slice()).unwrap_or_default()
     }
 
-    /// Returns up to `limit` different credentials for a repository at `host` (its identity), best first.
-    ///
-    /// The rank is: secrets of `namespace` where it is known; longest path; literal host before pattern; newer creation;
-    /// namespace and name by byte order. `skip` drops candidates, such as those that were refused.
-    pub(crate) fn lookup(
-        &self,
-        host: &str,
-        repository: &str,
-        namespace: Option<&str>,
-        limit: usize,
-        mut skip: impl FnMut(&Match) -> bool,
-    ) -> Vec<Match> {
-        let groups = self.groups(host, repository);
-        let mut found: Vec<Match> = Vec::new();
-        let mut taken: HashSet<([u8; 32], &SecretKey)> = HashSet::new();
-        let own = namespace.into_iter().flat_map(|namespace| {
-            groups.iter().flat_map(move |(key, holders)| {
-                let holders = holders.by_namespace.get(namespace).into_iter().flatten();
-                holders.map(move |(_, id)| (*key, id))
-            })
-        });
-        let all =
-            groups.iter().flat_map(|(key, holders)| holders.ranked.iter().map(move |(_, id)| (*key, id)));
-        for (key, id) in own.chain(all) {
-            let Some(held) = self.secrets.get(id) else { continue };
-            if !taken.insert((held.payload.digest, key)) {
-                continue;
-            }
-            let Some(entry) = held.payload.entries.iter().find(|entry| entry.key == *key) else { continue };
-            let (created, credential) = (held.created, entry.credential.clone());
-            let candidate = Match { id: id.clone(), key: key.clone(), credential, created };
-            if !skip(&candidate) {
-                found.push(candidate);
-                if found.len() == limit {
-                    break;
-                }
-            }
-        }
-        found
-    }
-
-    /// The keys that match, most specific first.
-    fn groups(&self, host: &str, repository: &str) -> Vec<(&SecretKey, &Holders)> {
+    /// Returns what matches a repository at `host` (its identity): for the repository's path, its parents and the whole
+    /// registry.
+    pub(crate) fn matching<'a>(&'a self, host: &str, repository: &str) -> Matching<'a> {
+        let (labels, port) = shape(host);
         let mut groups = Vec::new();
         let mut path = repository;
         loop {
             let key = SecretKey { host: host.to_owned(), path: path.to_owned() };
             groups.extend(self.literal.get_key_value(&key));
-            let mut matching: Vec<_> = self
-                .patterns
-                .iter()
-                .filter(|(pattern, _)| pattern.path == path && host_matches(&pattern.host, host))
-                .collect();
-            matching.sort_by_key(|(pattern, _)| *pattern);
-            groups.extend(matching);
+            let patterns = self.patterns.get(&(path.to_owned(), labels, port.to_owned()));
+            groups.extend(
+                patterns.into_iter().flatten().filter(|(pattern, _)| host_matches(&pattern.host, host)),
+            );
             if path.is_empty() {
-                return groups;
+                return Matching { store: self, groups };
             }
             path = path.rsplit_once('/').map_or("", |(parent, _)| parent);
         }
     }
 }
 
+fn place(pattern: &SecretKey) -> (String, usize, String) {
+    let (labels, port) = shape(&pattern.host);
+    (pattern.path.clone(), labels, port.to_owned())
+}
+
+impl<'a> Matching<'a> {
+    /// Returns how many entries of secrets match, copies of a payload counted each.
+    pub(crate) fn count(&self) -> usize {
+        self.groups.iter().map(|(_, holders)| holders.ranked.len()).sum()
+    }
+
+    /// Returns the matches, best first, each payload once for a key.
+    ///
+    /// The rank is: secrets of `namespace` where it is known; longest path; literal host before pattern; newer creation;
+    /// namespace and name by byte order.
+    pub(crate) fn ranked(&self, namespace: Option<&str>) -> impl Iterator<Item = Match<'a>> {
+        let own = namespace.into_iter().flat_map(|namespace| {
+            self.groups.iter().flat_map(move |(key, holders)| {
+                let holders = holders.by_namespace.get(namespace).into_iter().flatten();
+                holders.map(move |(_, id)| (*key, id))
+            })
+        });
+        let all = self
+            .groups
+            .iter()
+            .flat_map(|(key, holders)| holders.ranked.iter().map(move |(_, id)| (*key, id)));
+        let mut taken: HashSet<([u8; 32], &SecretKey)> = HashSet::new();
+        own.chain(all).filter_map(move |(key, id)| {
+            let held = self.store.secrets.get(id)?;
+            let entry = taken.insert((held.payload.digest, key)).then(|| held.payload.entry(key))??;
+            Some(Match { id, entry, created: held.created })
+        })
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use base64::Engine as _;
+    use soci_auth::Credential;
 
     use super::*;
 
@@ -264,12 +279,11 @@ pub(crate) mod tests {
     }
 
     fn users(store: &SecretStore, repository: &str, namespace: Option<&str>) -> Vec<String> {
-        let found = store.lookup("reg.example", repository, namespace, 5, |_| false);
-        let name = |found: &Match| match &found.credential {
+        let name = |found: Match| match &found.entry.credential {
             Credential::Basic { username, .. } => username.clone(),
             other => other.kind().to_owned(),
         };
-        found.iter().map(name).collect()
+        store.matching("reg.example", repository).ranked(namespace).map(name).collect()
     }
 
     #[test]
@@ -304,6 +318,21 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_lookup_tries_the_patterns_that_may_match_only() {
+        let mut store = SecretStore::default();
+        let keys: Vec<String> = (0..4000).map(|at| format!("r{at}-*.team.example/p{}", at % 7)).collect();
+        let mut auths: Vec<(&str, &str)> = keys.iter().map(|key| (&**key, "other")).collect();
+        auths.push(("reg.*:5000", "port"));
+        auths.push(("reg.*", "mine"));
+        store.apply(secret("n", "s", 1, &auths));
+        assert_eq!(users(&store, "p1/a", None), ["mine"]);
+        let tried = store.patterns.get(&(String::new(), 2, String::new())).unwrap();
+        assert_eq!(tried.len(), 1, "of {} places", store.patterns.len());
+        store.remove(&SecretId { namespace: "n".into(), name: "s".into() });
+        assert!(store.patterns.is_empty());
+    }
+
+    #[test]
     fn the_pods_namespace_comes_first() {
         let mut store = SecretStore::default();
         store.apply(secret("other", "s", 9, &[("reg.example/team", "theirs")]));
@@ -315,9 +344,13 @@ pub(crate) mod tests {
     #[test]
     fn t90_updates_and_deletions_leave_nothing_behind() {
         let mut store = SecretStore::default();
-        assert!(store.apply(secret("n", "s", 1, &[("reg.example", "a"), ("*.io", "a")])));
-        assert!(!store.apply(secret("n", "s", 1, &[("reg.example", "a"), ("*.io", "a")])), "nothing changed");
-        assert!(store.apply(secret("n", "s", 1, &[("reg.example", "b")])));
+        for (entries, expected) in [
+            (&[("reg.example", "a"), ("*.io", "a")][..], Applied::Changed),
+            (&[("reg.example", "a"), ("*.io", "a")], Applied::Same),
+            (&[("reg.example", "b")], Applied::Changed),
+        ] {
+            assert_eq!(store.apply(secret("n", "s", 1, entries)), expected);
+        }
         assert_eq!(users(&store, "x", None), ["b"]);
         assert!(store.remove(&SecretId { namespace: "n".into(), name: "s".into() }));
         assert!(users(&store, "x", None).is_empty());

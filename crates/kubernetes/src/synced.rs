@@ -6,19 +6,24 @@
 //!
 //! Locks are taken one after the other and never held across an await.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use soci_auth::{AuthBoard, redact};
+use soci_auth::{AuthBoard, Fingerprint, redact};
 use tokio::sync::watch;
 
 use crate::object::PullSecret;
-use crate::secret::{Payload, SecretError};
+use crate::secret::{Entry, MAX_ENTRIES, Payload, SecretError};
 use crate::selection::Selection;
-use crate::store::{Secret, SecretId, SecretStore};
+use crate::store::{Applied, MAX_PAYLOAD_BYTES, Secret, SecretId, SecretStore};
+
+/// A change of more entries than this wakes the readers of all registries.
+const MAX_TOUCHED: usize = 64;
+/// For how many secrets it is remembered that their fault was told.
+const MAX_FAULTY: usize = 4096;
 
 /// What the sync knows, shared between its task and lookups.
 #[derive(Debug)]
@@ -29,6 +34,8 @@ pub(crate) struct Synced {
     revoked: Duration,
     progress: watch::Sender<Progress>,
     parts: Mutex<Parts>,
+    /// The version of each secret that something is wrong with, as far as it was told.
+    faulty: Mutex<HashMap<SecretId, String>>,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +86,13 @@ impl Synced {
             revoked,
             progress: watch::Sender::default(),
             parts: Mutex::default(),
+            faulty: Mutex::default(),
         }
+    }
+
+    /// Whether the registry refused a credential a moment ago.
+    pub(crate) fn rests(&self, host: &str, repository: &str, credential: Fingerprint) -> bool {
+        self.board.rests_until(host, repository, credential).is_some()
     }
 
     pub(crate) fn store(&self) -> RwLockReadGuard<'_, SecretStore> {
@@ -116,33 +129,58 @@ impl Synced {
             Some(base64) => Payload::parse(base64, kind),
             None => Err(SecretError::Missing(kind.data_key())),
         };
+        let version = object.metadata.resource_version.as_deref().unwrap_or_default();
         let mut store = self.store.write();
-        let mut hosts = store.hosts(&id);
-        let changed = match payload {
+        let mut touched = Touched::default();
+        touched.add(store.entries(&id));
+        let (changed, fault) = match payload {
             Ok(payload) => {
-                hosts.extend(payload.entries.iter().map(|entry| entry.key.host.clone()));
-                store.apply(Secret { id: id.clone(), created, kind, payload })
+                touched.add(&payload.entries);
+                let beyond = payload.beyond;
+                match store.apply(Secret { id: id.clone(), created, kind, payload }) {
+                    Applied::Full => (true, Some(Fault::Full)),
+                    applied => {
+                        (applied == Applied::Changed, (beyond > 0).then_some(Fault::TooManyEntries(beyond)))
+                    }
+                }
             }
-            Err(error) => {
-                tracing::warn!(namespace = %id.namespace, name = %id.name, %error, "pull secret cannot be used");
-                store.remove(&id)
-            }
+            Err(error) => (store.remove(&id), Some(Fault::Unusable(error))),
         };
         drop(store);
+        self.complain(&id, version, fault);
         if changed {
-            self.bump(hosts);
+            self.bump(touched);
         }
         Some(id)
+    }
+
+    /// Logs what is wrong with a secret, once for each version of it: it comes again with every list.
+    fn complain(&self, id: &SecretId, version: &str, fault: Option<Fault>) {
+        let mut faulty = self.faulty.lock();
+        let Some(fault) = fault else {
+            faulty.remove(id);
+            return;
+        };
+        if faulty.len() >= MAX_FAULTY && !faulty.contains_key(id) {
+            faulty.clear();
+        }
+        if faulty.insert(id.clone(), version.to_owned()).as_deref() == Some(version) {
+            return;
+        }
+        drop(faulty);
+        tracing::warn!(namespace = %id.namespace, name = %id.name, error = %fault, "pull secret cannot be used");
     }
 
     /// Forgets a secret.
     pub(crate) fn delete(&self, object: &PullSecret) {
         let Some(id) = id_of(object) else { return };
         let mut store = self.store.write();
-        let hosts = store.hosts(&id);
+        let mut touched = Touched::default();
+        touched.add(store.entries(&id));
         store.remove(&id);
         drop(store);
-        self.bump(hosts);
+        self.faulty.lock().remove(&id);
+        self.bump(touched);
     }
 
     /// A list ended: what it did not have is gone.
@@ -259,15 +297,42 @@ impl Synced {
         gone
     }
 
-    fn bump(&self, hosts: Vec<String>) {
-        let (patterns, literal): (Vec<_>, Vec<_>) =
-            hosts.into_iter().partition(|host| host.contains(['*', '?']));
-        if patterns.is_empty() {
-            literal.iter().for_each(|host| self.board.bump(host));
-        } else {
-            self.board.bump_all();
+    fn bump(&self, touched: Touched) {
+        match touched.any {
+            false => touched.hosts.iter().for_each(|host| self.board.bump(host)),
+            true => self.board.bump_all(),
         }
     }
+}
+
+/// The registries that a change of secrets is for.
+#[derive(Debug, Default)]
+struct Touched {
+    hosts: BTreeSet<String>,
+    /// Whether it may be for any.
+    any: bool,
+}
+
+impl Touched {
+    fn add(&mut self, entries: &[Entry]) {
+        self.any |= entries.len() > MAX_TOUCHED || entries.iter().any(|entry| entry.key.is_glob());
+        if !self.any {
+            self.hosts.extend(entries.iter().map(|entry| entry.key.host.clone()));
+        }
+    }
+}
+
+/// What is wrong with one secret. Never quotes it.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("{0}; correct it, or delete it")]
+    Unusable(SecretError),
+    #[error(
+        "it has {0} entries more than the {MAX_ENTRIES} that are kept of one secret; split it, or delete what nobody needs"
+    )]
+    TooManyEntries(usize),
+    #[error("all of them together are over the limit of {MAX_PAYLOAD_BYTES} bytes; restrict namespaces")]
+    Full,
 }
 
 /// One line from an error and its causes, without repeating what a cause says already, and without what an address may

@@ -7,11 +7,11 @@ mod support;
 use std::time::Duration;
 
 use serde_json::json;
-use soci_auth::keychain::{Keychain, Rejected};
+use soci_auth::keychain::{Keychain, Outcome, Rejected};
 use soci_auth::{Credential, CredentialScope, Origin, Scheme};
 use soci_oci::ImageRef;
 use soci_testkit::kube_api::KubeApi;
-use support::{Rig, TYPE, auths, count, eventually, put, until, users};
+use support::{Rig, TYPE, auths, count, eventually, put, resumed, until, users};
 
 #[tokio::test]
 async fn t89_t90_t91_secrets_of_the_type_are_used_and_followed() {
@@ -44,6 +44,74 @@ async fn t93_a_malformed_secret_costs_itself_only() {
     assert_eq!(users(&keychain, "other.example/a").await, ["soon-gone"]);
     api.put("b", "turns-bad", TYPE, &[(".dockerconfigjson", "[]")]);
     eventually(&keychain, "other.example/a", &[]).await;
+}
+
+#[tokio::test]
+async fn t93_a_faulty_secret_is_told_once_for_each_version_not_for_each_list() {
+    let (log, _guard) = soci_testkit::log::capture();
+    let api = KubeApi::start("t").await.unwrap();
+    api.put("c", "bad", TYPE, &[(".dockerconfigjson", "{")]);
+    let many: serde_json::Map<_, _> =
+        (0..5000).map(|at| (format!("r{at}.example"), json!({ "username": "u", "password": "p" }))).collect();
+    let many = json!({ "auths": many }).to_string();
+    api.put("c", "many", TYPE, &[(".dockerconfigjson", &many)]);
+    let rig = Rig::new();
+    let keychain = rig.synced(&api).await;
+    for lists in 1..4 {
+        // Each watch is opened after a list.
+        resumed(&api, lists - 1).await;
+        assert_eq!(count(&api, "list"), lists);
+        api.forget_history();
+        api.cut_watches();
+    }
+    resumed(&api, 3).await;
+    let told = |name: &str| log.warnings(&format!("name={name} "));
+    assert_eq!((told("bad"), told("many")), (1, 1), "{}", log.text());
+    assert_eq!(log.warnings("904 entries more than the 4096"), 1);
+    api.put("c", "bad", TYPE, &[(".dockerconfigjson", "[")]);
+    until("its next version is told", || told("bad") == 2).await;
+    assert_eq!(keychain.len(), 1);
+}
+
+#[tokio::test]
+async fn t94_every_secret_has_its_turn_and_none_empties_the_option() {
+    let api = KubeApi::start("t").await.unwrap();
+    for at in 0..25 {
+        put(&api, "team", &format!("s{at:02}"), "reg.example", &format!("u{at:02}"));
+    }
+    // The same login in other payloads takes no place from others.
+    for at in 0..25 {
+        let auths = json!({ "auths": {
+            "reg.example": { "username": "copy", "password": "p" },
+            format!("r{at}.example"): { "username": "u", "password": "p" },
+        } });
+        api.put("a", &format!("copy{at:02}"), TYPE, &[(".dockerconfigjson", &auths.to_string())]);
+    }
+    let rig = Rig::new();
+    let keychain = rig.synced(&api).await;
+    let image: ImageRef = "reg.example/app:1".parse().unwrap();
+    let scope = CredentialScope::new(Origin::of_registry(Scheme::Https, image.registry()), image);
+    let look = async || keychain.lookup(&scope, &Rejected::default()).await.unwrap();
+    let mut refused = Vec::new();
+    while refused.len() < 26 {
+        let lookup = look().await;
+        assert!(
+            lookup.findings[0].0.starts_with("50 secrets synced, 50 of their entries match"),
+            "{:?}",
+            lookup.findings
+        );
+        let next = lookup.candidates[0].id.clone();
+        assert!(!refused.contains(&next), "{next:?} has its turn before {refused:?} have it again");
+        rig.board.refuse("reg.example", "app", next.fingerprint);
+        refused.push(next);
+    }
+    let lookup = look().await;
+    assert!(!lookup.candidates.is_empty(), "that all are refused does not make it empty");
+
+    let last = refused.pop().unwrap();
+    keychain.verdict(&scope, &last, Outcome::Accepted);
+    rig.board.bump("reg.example");
+    assert_eq!(look().await.candidates[0].id, last, "the one accepted last comes first");
 }
 
 #[tokio::test]

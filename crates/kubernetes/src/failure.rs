@@ -19,6 +19,24 @@ pub(crate) enum Failure {
         /// How long it was waited for.
         limit: Duration,
     },
+    /// A watch that is open and says nothing.
+    #[error(
+        "not a word within {limit:?} of the watch of {what}; look whether a proxy or a firewall drops connections"
+    )]
+    Silent {
+        /// What is watched.
+        what: String,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// More than can be a secret.
+    #[error(
+        "an answer with one secret is larger than the limit of {limit} bytes; look for it by `kubectl get secrets`"
+    )]
+    TooLarge {
+        /// The limit in bytes.
+        limit: usize,
+    },
     /// The server says no, or says so within a watch.
     #[error("the API server answers {}", told(.0))]
     Status(Box<Status>),
@@ -87,9 +105,11 @@ impl Failure {
             },
             Self::Connection(error) if is_tls(error) => Remedy::ConnectAnew,
             Self::NoVersion | Self::Unreadable { .. } => Remedy::ListAnew,
-            Self::Connection(_) | Self::NoAnswer { .. } | Self::Request(_) => {
-                Remedy::TryAgain { after: Duration::ZERO }
-            }
+            Self::Connection(_)
+            | Self::NoAnswer { .. }
+            | Self::Silent { .. }
+            | Self::TooLarge { .. }
+            | Self::Request(_) => Remedy::TryAgain { after: Duration::ZERO },
         }
     }
 }

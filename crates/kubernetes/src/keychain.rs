@@ -27,6 +27,7 @@ const MAX_ACCEPTED: usize = 4096;
 pub struct SecretsKeychain {
     synced: Arc<Synced>,
     first_sync: Duration,
+    heard: Duration,
     started: Instant,
     accepted: Mutex<Accepted>,
     stop: CancellationToken,
@@ -43,9 +44,16 @@ impl SecretsKeychain {
     pub fn start(settings: Settings, board: Arc<AuthBoard>) -> Arc<Self> {
         let stop = CancellationToken::new();
         let synced = Arc::new(Synced::new(board, settings.timing.revoked));
-        let first_sync = settings.timing.first_sync;
+        let (first_sync, heard) = (settings.timing.first_sync, settings.timing.heard);
         tokio::spawn(crate::watch::run(synced.clone(), settings, stop.clone()));
-        Arc::new(Self { synced, first_sync, started: Instant::now(), accepted: Mutex::default(), stop })
+        Arc::new(Self {
+            synced,
+            first_sync,
+            heard,
+            started: Instant::now(),
+            accepted: Mutex::default(),
+            stop,
+        })
     }
 
     /// Returns the number of secrets held.
@@ -63,13 +71,14 @@ impl SecretsKeychain {
         self.synced.progress().clone()
     }
 
-    /// Returns for how long the secrets were not known to be what the API server has: zero while they are followed, else
-    /// since it was last heard of, or since the start.
+    /// Returns for how long the secrets were not known to be what the API server has: zero while they are followed and the
+    /// server was heard of a moment ago, else since it was last heard of, or since the start.
     pub fn behind(&self) -> Duration {
         let progress = self.synced.progress();
-        match progress.complete && progress.trouble.is_none() {
+        let silent = progress.last_success.unwrap_or(self.started).elapsed();
+        match progress.complete && progress.trouble.is_none() && silent <= self.heard {
             true => Duration::ZERO,
-            false => progress.last_success.unwrap_or(self.started).elapsed(),
+            false => silent,
         }
     }
 

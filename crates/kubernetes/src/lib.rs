@@ -13,6 +13,7 @@
 //! | `watch` | connect, follow all that is to be synced, connect anew |
 //! | `selection` | list and watch one part of it |
 //! | `failure`, `back_off` | what the server did wrong, what is done about it, and how long that waits |
+//! | `reading` | answers, within bounds and wiped |
 //! | `object`, `secret` | a secret on the wire, and its entries |
 //! | `matching` | which key speaks for which image |
 //! | `store` | the index behind a lookup |
@@ -29,6 +30,7 @@ mod keychain;
 mod kubeconfig;
 mod matching;
 mod object;
+mod reading;
 mod secret;
 mod selection;
 mod settings;

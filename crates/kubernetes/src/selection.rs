@@ -1,7 +1,7 @@
 //! One selection of secrets, followed for as long as the connection lasts: listed in pages, then watched from there.
 //!
-//! kube's watcher would do it with less code here. It is not used because it bounds neither a list nor the opening of a
-//! watch, says nothing when a watch goes on without a change, and goes on from its old version when what it had found was
+//! kube's watcher would do it with less code here. It is not used because it bounds neither a list nor an event nor the
+//! opening of a watch, wipes nothing, says nothing when a watch goes on without a change, and goes on from its old version when what it had found was
 //! dropped meanwhile.
 //!
 //! What must hold: whenever a watch is open at some version, the store has what the server had at that version. So the
@@ -9,22 +9,24 @@
 //! and when an answer could not be understood.
 
 use std::collections::HashSet;
+use std::error::Error;
 use std::fmt;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::TryStreamExt;
+use futures::AsyncBufRead;
 use kube::Client;
 use kube::api::{ListParams, WatchEvent, WatchParams};
-use kube::core::Request;
+use kube::core::{Request, Status};
 use rand::Rng;
 use tokio::time::timeout;
-use zeroize::Zeroizing;
 
 use crate::back_off::BackOff;
 use crate::failure::{Failure, Remedy};
 use crate::object::{Page, PullSecret};
+use crate::reading::{Buffer, Read};
 use crate::secret::SecretType;
 use crate::settings::Timing;
 use crate::store::SecretId;
@@ -32,6 +34,10 @@ use crate::synced::Synced;
 
 /// How many secrets a page of a list has, as kubectl asks for them.
 const PAGE: u32 = 500;
+/// The largest page that is read, in bytes; one that is larger is asked for again in smaller ones.
+const MAX_PAGE: usize = 8 << 20;
+/// The largest event that is read, in bytes. A secret holds 1 MiB, and that in base64; its annotations a quarter of that.
+const MAX_EVENT: usize = 4 << 20;
 /// A watch that ends earlier than this is not opened anew at once.
 const SHORT: Duration = Duration::from_secs(1);
 /// The longest wait that the server may ask for.
@@ -83,9 +89,12 @@ impl Follower<'_> {
         let mut back_off = BackOff::new(self.timing);
         // What the store is equal to; nothing while it is to be listed.
         let mut version = None;
+        // Whether the server sends bookmarks, as all do that keep a cache of secrets: about one a minute. From one that does
+        // silence is soon known to be a lost connection, and a watch resumed at the last bookmark needs no list.
+        let mut marked = false;
         loop {
             let begun = Instant::now();
-            let ended = self.list_and_watch(&mut version).await;
+            let ended = self.list_and_watch(&mut version, &mut marked).await;
             back_off.lasted(begun.elapsed());
             let Err(failure) = ended else {
                 if begun.elapsed() < SHORT {
@@ -121,12 +130,12 @@ impl Follower<'_> {
     }
 
     /// Lists where there is no version, and watches until the watch ends; `version` is always what the store has.
-    async fn list_and_watch(&self, version: &mut Option<String>) -> Result<(), Failure> {
+    async fn list_and_watch(&self, version: &mut Option<String>, marked: &mut bool) -> Result<(), Failure> {
         if version.is_none() {
             *version = Some(self.list().await?);
         }
         match version {
-            Some(version) => self.watch(version).await,
+            Some(version) => self.watch(version, marked).await,
             None => Ok(()),
         }
     }
@@ -135,14 +144,25 @@ impl Follower<'_> {
         let mut params =
             ListParams { field_selector: self.selection.field(), limit: Some(PAGE), ..ListParams::default() };
         let mut seen: HashSet<SecretId> = HashSet::new();
+        let mut buffer = Buffer::new(MAX_PAGE);
         loop {
             let request = self.selection.request().list(&params)?;
-            let text = self.answered("list", self.client.request_text(request)).await?;
-            let page: Page = serde_json::from_str(&Zeroizing::new(text)).map_err(Failure::unreadable)?;
+            let page = async {
+                let mut answer = pin!(self.client.request_stream(request).await?);
+                Ok(buffer.read_all(&mut answer).await.map_err(kube::Error::ReadEvents)?)
+            };
+            if self.answered("list", page).await? == Read::TooLarge {
+                match params.limit {
+                    Some(more @ 2..) => params.limit = Some(more / 4 + 1),
+                    _ => return Err(Failure::TooLarge { limit: MAX_PAGE }),
+                }
+                continue;
+            }
+            let page: Page = serde_json::from_slice(buffer.bytes()).map_err(Failure::unreadable)?;
             seen.extend(
                 page.items.into_iter().filter_map(|object| self.synced.apply(object, &self.selection)),
             );
-            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            params.continue_token = page.metadata.further.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
                 self.synced.listed(&self.selection, &seen);
                 return page
@@ -154,7 +174,7 @@ impl Follower<'_> {
         }
     }
 
-    async fn watch(&self, version: &mut String) -> Result<(), Failure> {
+    async fn watch(&self, version: &mut String, marked: &mut bool) -> Result<(), Failure> {
         let (shortest, longest) = self.timing.watch;
         let seconds = rand::rng().random_range(shortest.as_secs()..=longest.as_secs());
         let params = WatchParams {
@@ -162,20 +182,19 @@ impl Follower<'_> {
             timeout: Some(u32::try_from(seconds).unwrap_or(u32::MAX)),
             ..WatchParams::default()
         };
-        let silence = Duration::from_secs(seconds) + self.timing.silence;
+        let ends = Duration::from_secs(seconds) + self.timing.silence;
         let request = self.selection.request().watch(&params, version)?;
-        let events = self.answered("watch", self.client.request_events::<PullSecret>(request)).await?;
+        let events = self.answered("watch", async { Ok(self.client.request_stream(request).await?) }).await?;
         self.synced.well(&self.selection);
         let mut events = pin!(events);
+        let mut buffer = Buffer::new(MAX_EVENT);
         loop {
-            let event = match timeout(silence, events.try_next()).await {
+            let silence = if *marked { ends.min(self.timing.quiet) } else { ends };
+            let event = match timeout(silence, next_event(&mut events, &mut buffer)).await {
                 Ok(Ok(Some(event))) => event,
                 Ok(Ok(None)) => return Ok(()),
-                Ok(Err(error)) => return Err(error.into()),
-                Err(_) => {
-                    tracing::debug!(server = self.server, ?silence, "a watch of pull secrets fell silent");
-                    return Ok(());
-                }
+                Ok(Err(failure)) => return Err(failure),
+                Err(_) => return Err(Failure::Silent { what: self.selection.to_string(), limit: silence }),
             };
             let newer = match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
@@ -187,7 +206,10 @@ impl Follower<'_> {
                     self.synced.delete(&object);
                     object.metadata.resource_version
                 }
-                WatchEvent::Bookmark(bookmark) => Some(bookmark.metadata.resource_version),
+                WatchEvent::Bookmark(bookmark) => {
+                    *marked = true;
+                    Some(bookmark.metadata.resource_version)
+                }
                 WatchEvent::Error(status) => return Err(Failure::Status(status)),
             };
             *version = newer.filter(|version| !version.is_empty()).ok_or(Failure::NoVersion)?;
@@ -199,12 +221,53 @@ impl Follower<'_> {
     async fn answered<T>(
         &self,
         verb: &'static str,
-        answer: impl Future<Output = kube::Result<T>>,
+        answer: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         let limit = self.timing.answer;
         match timeout(limit, answer).await {
-            Ok(answer) => answer.map_err(Failure::from),
+            Ok(answer) => answer,
             Err(_) => Err(Failure::NoAnswer { what: format!("{verb} {}", self.selection), limit }),
         }
     }
+}
+
+/// Returns the next event of a watch; nothing when it has ended, also where it broke off.
+async fn next_event(
+    events: &mut (impl AsyncBufRead + Unpin),
+    buffer: &mut Buffer,
+) -> Result<Option<WatchEvent<PullSecret>>, Failure> {
+    match buffer.read_line(events).await {
+        Ok(Read::Whole | Read::Ended) => {}
+        Ok(Read::TooLarge) => return Err(Failure::TooLarge { limit: MAX_EVENT }),
+        Err(error) if is_end(&error) => return Ok(None),
+        Err(error) => return Err(kube::Error::ReadEvents(error).into()),
+    }
+    let line = buffer.bytes();
+    match serde_json::from_slice(line) {
+        Ok(event) => Ok(Some(event)),
+        // The last line may be half an event.
+        Err(error) if error.is_eof() => Ok(None),
+        Err(error) => match serde_json::from_slice::<Status>(line) {
+            Ok(status) => Err(Failure::Status(Box::new(status))),
+            Err(_) => Err(Failure::unreadable(error)),
+        },
+    }
+}
+
+/// Whether a connection ended where more should come, as one does that a proxy or a server closes with no regard.
+fn is_end(error: &io::Error) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+        {
+            return true;
+        }
+        // An I/O error holds another inside instead of naming it as its source.
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        cause = match inner {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
 }

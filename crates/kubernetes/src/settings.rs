@@ -42,6 +42,10 @@ pub struct Timing {
     pub watch: (Duration, Duration),
     /// How much longer than that a watch may be silent before it is given up.
     pub silence: Duration,
+    /// How long a watch may be silent on a server that has sent a bookmark. Servers send about one a minute, none promises it.
+    pub quiet: Duration,
+    /// How long after the last word of the server the secrets count as what it has.
+    pub heard: Duration,
     /// First and longest wait after an error of the API server; doubles, with full jitter.
     pub back_off: (Duration, Duration),
     /// Longest wait while the server denies permission.
@@ -65,6 +69,8 @@ impl Default for Timing {
             answer: Duration::from_secs(60),
             watch: (Duration::from_secs(300), Duration::from_secs(600)),
             silence: Duration::from_secs(5),
+            quiet: Duration::from_secs(150),
+            heard: Duration::from_secs(90),
             back_off: (Duration::from_millis(800), Duration::from_secs(30)),
             denied: Duration::from_secs(300),
             revoked: Duration::from_secs(600),

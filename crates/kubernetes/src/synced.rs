@@ -15,6 +15,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use soci_auth::{AuthBoard, Fingerprint, redact};
 use tokio::sync::watch;
 
+use crate::failure::Failure;
 use crate::object::PullSecret;
 use crate::secret::{Entry, MAX_ENTRIES, Payload, SecretError};
 use crate::selection::Selection;
@@ -123,7 +124,7 @@ impl Synced {
     pub(crate) fn apply(&self, object: PullSecret, selection: &Selection) -> Option<SecretId> {
         let kind = selection.kind;
         let id = id_of(&object)?;
-        let created = object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
+        let created = object.metadata.created();
         let payload = object.data.as_ref().and_then(|data| data.get(kind.data_key())?.as_deref());
         let payload = match payload {
             Some(base64) => Payload::parse(base64, kind),
@@ -230,12 +231,12 @@ impl Synced {
         let mut parts = self.parts.lock();
         let new = parts.connection.as_ref() != Some(&what);
         parts.connection = Some(what.clone());
-        self.report(parts, what, new);
+        self.report(parts, what, new, true);
     }
 
     /// Something failed with a selection that will be tried again.
-    pub(crate) fn failed(&self, selection: &Selection, server: &str, error: &dyn Error) {
-        self.trouble(selection, told(server, error));
+    pub(crate) fn failed(&self, selection: &Selection, server: &str, failure: &Failure) {
+        self.trouble(selection, told(server, failure), !matches!(failure, Failure::Silent { .. }));
     }
 
     /// The server knows us and says no. Returns whether the selection's secrets were dropped for it, so that they have to
@@ -247,6 +248,7 @@ impl Synced {
                 "{server}: not permitted to list and watch {selection}; grant a ClusterRole with resources \
                  [\"secrets\"] and verbs [\"list\", \"watch\"] to the user of the kubeconfig"
             ),
+            true,
         );
         let mut parts = self.parts.lock();
         let part = parts.selections.entry(selection.clone()).or_default();
@@ -261,26 +263,26 @@ impl Synced {
         true
     }
 
-    fn trouble(&self, selection: &Selection, text: String) {
+    /// `until_now` says whether the selection was followed up to this moment, where nothing else was known to be wrong.
+    fn trouble(&self, selection: &Selection, text: String, until_now: bool) {
         let mut parts = self.parts.lock();
         // The connection stands, as far as it got.
         parts.connection = None;
         let part = parts.selections.entry(selection.clone()).or_default();
         let new = part.trouble.as_ref() != Some(&text);
         part.trouble = Some(text.clone());
-        self.report(parts, text, new);
+        self.report(parts, text, new, until_now);
     }
 
     /// Tells what is wrong; logs it where it is new, so that a lasting condition is logged once.
-    fn report(&self, parts: parking_lot::MutexGuard<'_, Parts>, text: String, new: bool) {
+    fn report(&self, parts: parking_lot::MutexGuard<'_, Parts>, text: String, new: bool, until_now: bool) {
         let trouble = parts.trouble();
         drop(parts);
         if new {
             tracing::warn!(error = %text, "pull secrets cannot be synced; it is tried again");
         }
         self.progress.send_modify(|progress| {
-            if progress.complete && progress.trouble.is_none() {
-                // Until this moment it was followed.
+            if until_now && progress.complete && progress.trouble.is_none() {
                 progress.last_success = Some(Instant::now());
             }
             progress.failed = true;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use soci_testkit::kube_api::{Hang, KubeApi, WatchBreak};
-use support::{LONG, Rig, count, eventually, healed, put, resumed, told, until, users};
+use support::{LONG, Rig, TYPE, auths, count, eventually, healed, put, resumed, told, until, users};
 
 const DENIED: &str = "not permitted to list and watch secrets";
 
@@ -200,6 +200,62 @@ async fn a_watch_that_falls_silent_is_opened_anew() {
     put(&api, "a", "x", "reg.example", "changed");
     eventually(&keychain, "reg.example/a", &["changed"]).await;
     assert_eq!(count(&api, "list"), 1, "nothing was listed again");
+}
+
+#[tokio::test]
+async fn silence_after_a_bookmark_is_a_lost_connection_and_known_as_one() {
+    let (log, _guard) = soci_testkit::log::capture();
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "x", "reg.example", "x");
+    let rig = Rig::new();
+    let mut settings = rig.settings();
+    settings.timing.heard = Duration::from_millis(300);
+    settings.timing.quiet = Duration::from_millis(1500);
+    let keychain = rig.synced_with(&api, settings).await;
+    until("the watch is open", || count(&api, "watch") > 0).await;
+    let heard = keychain.progress().last_success;
+    let bookmark = api.bookmark();
+    until("the bookmark has come", || keychain.progress().last_success > heard).await;
+    api.break_watches(WatchBreak::Stall);
+    put(&api, "a", "x", "reg.example", "changed");
+    until("what is known grows old", || keychain.behind() > Duration::ZERO).await;
+    assert_eq!(keychain.progress().trouble, None, "it is not known yet");
+    told(&keychain, "not a word within 1.5s of the watch of secrets").await;
+    assert!(
+        keychain.behind() >= Duration::from_secs(1),
+        "since it was heard of last: {:?}",
+        keychain.behind()
+    );
+    eventually(&keychain, "reg.example/a", &["changed"]).await;
+    let resumed_at = api.log().last().unwrap().version.clone();
+    assert_eq!(
+        (resumed_at, count(&api, "list")),
+        (Some(bookmark.to_string()), 1),
+        "nothing was listed again"
+    );
+    assert_eq!(log.warnings("not a word within"), 1);
+}
+
+#[tokio::test]
+async fn a_page_that_is_too_large_is_asked_for_in_smaller_ones() {
+    let api = KubeApi::start("t").await.unwrap();
+    let junk = "x".repeat(900 << 10);
+    for at in 0..10 {
+        let auths = auths("reg.example", &format!("u{at}"));
+        api.put("a", &format!("s{at}"), TYPE, &[(".dockerconfigjson", &auths), ("junk", &junk)]);
+    }
+    let rig = Rig::new();
+    let mut settings = rig.settings();
+    settings.timing.first_sync = LONG;
+    let keychain = rig.synced_with(&api, settings).await;
+    assert_eq!(keychain.len(), 10);
+    assert!(count(&api, "list") > 2, "{}", count(&api, "list"));
+    api.put("a", "huge", TYPE, &[("junk", &junk.repeat(8))]);
+    told(&keychain, "an answer with one secret is larger than the limit").await;
+    assert_eq!(keychain.len(), 10, "the others stay in use");
+    api.delete("a", "huge");
+    api.forget_history();
+    healed(&keychain).await;
 }
 
 #[tokio::test]

@@ -27,8 +27,10 @@ async fn t89_t90_t91_secrets_of_the_type_are_used_and_followed() {
     put(&api, "ns1", "pull", "reg.example", "second");
     eventually(&keychain, "reg.example/any:1", &["second"]).await;
     assert!(rig.board.generation("reg.example") > before, "readers that wait are woken");
+    let before = rig.board.generation("reg.example");
     api.delete("ns1", "pull");
     eventually(&keychain, "reg.example/any:1", &[]).await;
+    assert!(rig.board.generation("reg.example") > before, "they are woken to look for another option");
 }
 
 #[tokio::test]
@@ -137,19 +139,22 @@ async fn t99_a_closed_watch_resumes_from_the_bookmark_without_a_list() {
     let keychain = rig.synced(&api).await;
     until("the watch is open", || count(&api, "watch") == 1).await;
     let lists = count(&api, "list");
-    let listed_at = api.log().iter().rev().find_map(|logged| logged.version.clone()).unwrap();
-    api.bookmark();
+    let heard = keychain.progress().last_success;
+    let bookmark = api.bookmark();
+    until("the bookmark has come", || keychain.progress().last_success > heard).await;
+    api.cut_watches();
+    resumed(&api, 1).await;
+    let watches: Vec<_> = api.log().into_iter().filter(|logged| logged.verb == "watch").collect();
+    assert!(watches.iter().all(|logged| logged.bookmarks), "bookmarks are asked for");
+    assert_eq!(watches[1].version, Some(bookmark.to_string()));
+    assert_eq!(count(&api, "list"), lists, "nothing was listed again");
     put(&api, "a", "y", "y.example", "y");
     eventually(&keychain, "y.example/a", &["y"]).await;
-    api.cut_watches();
-    until("the watch is resumed", || count(&api, "watch") == 2).await;
-    let resumed_at = api.log().iter().rev().find_map(|logged| logged.version.clone()).unwrap();
-    assert!(resumed_at.parse::<u64>().unwrap() > listed_at.parse::<u64>().unwrap());
-    assert_eq!(count(&api, "list"), lists, "nothing was listed again");
 }
 
 #[tokio::test]
 async fn t100_denied_permission_is_one_clear_message_and_heals() {
+    let (log, _guard) = soci_testkit::log::capture();
     let api = KubeApi::start("t").await.unwrap();
     put(&api, "a", "x", "reg.example", "x");
     api.set_denied(true);
@@ -163,6 +168,9 @@ async fn t100_denied_permission_is_one_clear_message_and_heals() {
         "{trouble}"
     );
     assert!(users(&keychain, "reg.example/a").await.is_empty());
+    let denials = || api.log().iter().filter(|logged| logged.status == 403).count();
+    until("it is denied again and again", || denials() >= 4).await;
+    assert_eq!(log.warnings("cannot be synced"), 1, "{}", log.text());
     api.set_denied(false);
     eventually(&keychain, "reg.example/a", &["x"]).await;
     assert_eq!(keychain.progress().trouble, None);

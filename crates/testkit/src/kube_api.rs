@@ -100,6 +100,8 @@ pub struct Logged {
     pub selector: String,
     /// The `resourceVersion` asked for.
     pub version: Option<String>,
+    /// Whether bookmarks are asked for.
+    pub bookmarks: bool,
     /// The status answered.
     pub status: u16,
 }
@@ -230,8 +232,8 @@ impl KubeApi {
         self.shared.tell(version);
     }
 
-    /// Sends a bookmark with a new version to the watches.
-    pub fn bookmark(&self) {
+    /// Sends a bookmark with a new version to the watches, and returns the version.
+    pub fn bookmark(&self) -> u64 {
         let mut state = self.shared.state.lock();
         state.version += 1;
         let version = state.version;
@@ -240,6 +242,7 @@ impl KubeApi {
         state.history.push((version, json!({ "type": "BOOKMARK", "object": object })));
         drop(state);
         self.shared.tell(version);
+        version
     }
 
     /// Closes every watch, cleanly.
@@ -396,6 +399,7 @@ impl Asked {
             namespace: namespace.unwrap_or_default().to_owned(),
             selector: query.get("fieldSelector").cloned().unwrap_or_default(),
             version: query.get("resourceVersion").cloned(),
+            bookmarks: query.get("allowWatchBookmarks").is_some_and(|asked| asked == "true"),
             status: 200,
         };
         let number = |name: &str| query.get(name).and_then(|text| text.parse::<u64>().ok());

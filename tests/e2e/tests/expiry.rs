@@ -6,13 +6,18 @@ use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use base64::Engine as _;
+use serde_json::json;
 use soci_e2e::pull::KUBELET;
 use soci_e2e::stage::USER;
 use soci_e2e::{Stage, StageOptions};
 use soci_testkit::image::{Dialect, Image};
+use soci_testkit::kube_api::KubeApi;
 use soci_testkit::layer_gen::{Attr, LayerBuilder, Numbers};
 use soci_testkit::{AuthMode, Listener, wait};
 
+/// Name and password of the login that the pull secret has.
+const OTHER: &str = "second-option";
 /// How long a token lives.
 const TOKEN: Duration = Duration::from_secs(10);
 /// How long a location in storage is good; after that it answers 403.
@@ -67,11 +72,50 @@ fn image(content: &[u8]) -> Image {
     Image::new(vec![layer], Dialect::Oci, &["/content"])
 }
 
-fn stage(auth: AuthMode) -> Result<(Stage, Image, Vec<u8>)> {
+/// A stage whose login is in Docker config, and a cluster with another one that the registry would take.
+struct Rotating {
+    stage: Stage,
+    _api: KubeApi,
+    _runtime: tokio::runtime::Runtime,
+    _kubeconfig: tempfile::TempDir,
+}
+
+impl Rotating {
+    /// The option after the one that has a credential is never presented, however often that one is refused.
+    fn never_fell_through(&self) -> Result<()> {
+        let said = self.stage.explain(&format!("{}/team/content:1", self.stage.registry.host()))?;
+        let options = &said["hosts"][0]["options"];
+        assert_eq!(options[2]["standing"], "outranked", "the other option has a login: {said:#}");
+        let other = base64::engine::general_purpose::STANDARD.encode(format!("{OTHER}:{OTHER}"));
+        for seen in self.stage.registry.log() {
+            let sent = seen.header("authorization").unwrap_or_default();
+            assert!(
+                !sent.contains(&other),
+                "the login of another option was presented: {}",
+                seen.request.path
+            );
+        }
+        Ok(())
+    }
+}
+
+fn stage(auth: AuthMode) -> Result<(Rotating, Image, Vec<u8>)> {
     let mut options = StageOptions::new(auth)?;
     options.registry.tokens.ttl = TOKEN;
     options.registry = options.registry.storage(LOCATION);
+    options.registry.users.push((OTHER.to_owned(), OTHER.to_owned()));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let api = runtime.block_on(KubeApi::start("sync"))?;
+    let kubeconfig = tempfile::tempdir()?;
+    let path = kubeconfig.path().join("kubeconfig");
+    std::fs::write(&path, api.kubeconfig(&json!({ "token": "sync" })))?;
+    options
+        .config
+        .push_str(&format!("[kubeconfig_keychain]\nenable_keychain = true\nkubeconfig_path = {path:?}\n"));
     let stage = Stage::start(options)?;
+    let auths = json!({ "auths": { stage.registry.host(): { "username": OTHER, "password": OTHER } } });
+    api.put("team", "pull", "kubernetes.io/dockerconfigjson", &[(".dockerconfigjson", &auths.to_string())]);
+    stage.wait_log("pull secrets are synced", HUNG)?;
     let content = Numbers::new(11).bytes(BLOCKS * STRIDE);
     let image = image(&content);
     let span = SPAN.to_string();
@@ -79,7 +123,7 @@ fn stage(auth: AuthMode) -> Result<(Stage, Image, Vec<u8>)> {
     stage.pull_as_kubelet(&published)?;
     assert_eq!(stage.lazy_layers()?, 1, "{}", stage.log_tail());
     stage.registry.clear_log();
-    Ok((stage, image, content))
+    Ok((Rotating { stage, _api: api, _runtime: runtime, _kubeconfig: kubeconfig }, image, content))
 }
 
 /// Reads what cannot be had any more and returns how it fails.
@@ -95,7 +139,8 @@ fn fails(file: &File, at: u64) -> Result<Option<i32>> {
 
 #[test]
 fn a_reader_outlives_tokens_locations_and_passwords() -> Result<()> {
-    let (stage, image, expected) = stage(AuthMode::Bearer)?;
+    let (rotating, image, expected) = stage(AuthMode::Bearer)?;
+    let stage = &rotating.stage;
     let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
     let file = File::open(mounted.path().join("content"))?;
     let mut reader = Reader { file, expected, next: BLOCKS };
@@ -137,12 +182,13 @@ fn a_reader_outlives_tokens_locations_and_passwords() -> Result<()> {
     reader.read_at_pace(1)?;
     let log = stage.snapshotter.log_text();
     assert!(!log.contains("nobody-knows") && !log.contains("X-Test-Signature"));
-    Ok(())
+    rotating.never_fell_through()
 }
 
 #[test]
 fn a_403_for_an_expired_password_heals_as_soon_as_there_is_another() -> Result<()> {
-    let (stage, image, expected) = stage(AuthMode::Ecr)?;
+    let (rotating, image, expected) = stage(AuthMode::Ecr)?;
+    let stage = &rotating.stage;
     let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
     let file = File::open(mounted.path().join("content"))?;
     let mut reader = Reader { file, expected, next: BLOCKS };
@@ -150,7 +196,6 @@ fn a_403_for_an_expired_password_heals_as_soon_as_there_is_another() -> Result<(
     for password in ["second", "third"] {
         stage.registry.expire_password(USER);
         stage.registry.expire_locations();
-        let stage = &stage;
         std::thread::scope(|scope| {
             let reading = scope.spawn(|| reader.read());
             // The new login comes while the read waits for it.
@@ -164,6 +209,7 @@ fn a_403_for_an_expired_password_heals_as_soon_as_there_is_another() -> Result<(
             assert!(seen.is_some(), "nothing was refused");
             reading.join().map_err(|_| anyhow::anyhow!("the reader panicked"))?
         })?;
+        rotating.never_fell_through()?;
         stage.registry.clear_log();
     }
     stage.registry.expire_password(USER);
@@ -171,5 +217,5 @@ fn a_403_for_an_expired_password_heals_as_soon_as_there_is_another() -> Result<(
     // The first block has the span that was read to look at the file's header.
     let unread = STRIDE as u64;
     assert_eq!(fails(&reader.file, unread)?, Some(5), "EIO");
-    Ok(())
+    rotating.never_fell_through()
 }

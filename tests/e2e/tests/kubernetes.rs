@@ -173,7 +173,9 @@ fn t71_a_pull_of_another_image_heals_what_expired_also_after_a_restart() -> Resu
     stage.start_snapshotter_again()?;
     let again = stage.containerd.mount(KUBELET, "soci", &first.chain_id(), "again")?;
     assert_eq!(heals(&stage, &again.path().join("random"))?, 5 * 1024 * 1024 + 17);
+    assert!(std::fs::read(again.path().join("large")).is_err(), "what was never read waits for a login");
     pull(&stage, &third, NEXT)?;
+    heals(&stage, &again.path().join("large"))?;
     assert_eq!(stage.probe(KUBELET, &third, "third", &["echo", "third"])?, "third\n");
     Ok(())
 }

@@ -239,7 +239,7 @@ impl Reader {
             headers,
             body: &None,
             route: Route {
-                identity: Arc::new(location.host.identity_at(&location.origin)),
+                identity: Arc::new(session.inner.hosts.trust_at(&location.host, &location.origin).await),
                 dial_timeout: location.host.dial_timeout,
                 guard: None,
             },

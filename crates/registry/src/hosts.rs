@@ -67,17 +67,6 @@ impl Host {
         }
     }
 
-    /// Returns what is trusted at `target`, another origin to which this host led.
-    ///
-    /// That the host's certificate is not checked (`skip_verify`) holds for its name, whatever the port: who can answer
-    /// for it there could as well have answered as the host itself. Any other host is checked.
-    pub(crate) fn identity_at(&self, target: &Origin) -> TlsIdentity {
-        match self.origins.iter().any(|origin| origin.host() == target.host()) {
-            true => self.identity.without_clients(),
-            false => self.identity.elsewhere(),
-        }
-    }
-
     /// Returns the first origin, which stands for the host in messages.
     pub(crate) fn name(&self) -> String {
         self.origins.first().map(ToString::to_string).unwrap_or_default()
@@ -130,6 +119,33 @@ impl Hosts {
         }
         lists.insert(registry.clone(), found);
         Ok(list)
+    }
+
+    /// Returns what is trusted at `target`, another origin to which `host` led.
+    ///
+    /// That the host's certificate is not checked (`skip_verify`) holds for its name, whatever the port: who can answer
+    /// for it there could as well have answered as the host itself. Any other host is checked, unless it is configured.
+    pub(crate) async fn trust_at(&self, host: &Host, target: &Origin) -> TlsIdentity {
+        match host.origins.iter().any(|origin| origin.host() == target.host()) {
+            true => host.identity.without_clients(),
+            false => self.trust_elsewhere(&host.identity, target).await,
+        }
+    }
+
+    /// Returns what is trusted at `target`, a host that is not the one of `identity`: the authorities of that one, and what
+    /// the operator configured for `target` as for a registry, be it a token server or a storage.
+    pub(crate) async fn trust_elsewhere(&self, identity: &TlsIdentity, target: &Origin) -> TlsIdentity {
+        let mut trust = identity.elsewhere();
+        let Ok(name) = RegistryName::new(&target.authority()) else { return trust };
+        // What cannot be read was told of by the look, and trusts nothing.
+        let list = self.of(&name).await.unwrap_or_default();
+        if let Some(own) = list.iter().find(|own| own.origins.contains(target)) {
+            trust.authorities.extend(own.identity.authorities.iter().cloned());
+            if own.identity.verify == Verify::Skip {
+                trust.verify = Verify::Skip;
+            }
+        }
+        trust
     }
 }
 

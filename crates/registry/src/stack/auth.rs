@@ -1,8 +1,8 @@
 //! Authentication of one request to one origin: send, and when it is refused ask the authenticator what else to send.
 //!
 //! Token requests go through the challenging host's own client ([`HostTokens`]), so they trust what the host trusts, but for
-//! `skip_verify`, which is for no other host; they follow no redirect to another origin, and the address they connect to
-//! is checked where the connection is made.
+//! `skip_verify`, which is for no other host, unless that one is configured so itself; they follow no redirect to another
+//! origin, and the address they connect to is checked where the connection is made.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -186,7 +186,7 @@ impl HostTokens {
         let route = Route {
             identity: match same_host {
                 true => Arc::clone(&self.identity),
-                false => Arc::new(self.identity.elsewhere()),
+                false => Arc::new(self.inner.hosts.trust_elsewhere(&self.identity, &first).await),
             },
             dial_timeout: self.dial_timeout,
             guard: (!same_host).then(|| self.origin.clone()),

@@ -2,7 +2,7 @@
 //!
 //! At most ten. With the first change of scheme, host or port everything that was meant for the origin is dropped —
 //! `Authorization`, cookies, the operator's own headers, our certificate — and stays dropped, also when the chain comes
-//! back; `skip_verify` is for no other host. A target on another origin is never answered a challenge, and https is never
+//! back; `skip_verify` is for no other host, which can have its own. A target on another origin is never answered a challenge, and https is never
 //! left for http.
 
 use std::sync::Arc;
@@ -75,7 +75,7 @@ pub(crate) async fn follow(
             for name in [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION] {
                 headers.remove(name);
             }
-            Arc::new(host.identity_at(&here))
+            Arc::new(session.inner.hosts.trust_at(host, &here).await)
         };
         let hop = Hop {
             operation: trip.operation,

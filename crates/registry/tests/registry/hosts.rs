@@ -412,6 +412,12 @@ async fn skip_verify_of_a_registry_sends_no_password_to_an_unchecked_token_serve
     assert!(error.to_string().contains("UnknownIssuer"), "{error}");
     assert!(registry.log_of(Listener::Token).is_empty(), "nothing was sent there");
     tried(WITH_CA).await.unwrap();
+    // A token server can be configured as a registry is, whatever registry leads to it.
+    let client = unchecked(&registry, "");
+    let host = called_localhost(&token).replace("https://", "");
+    client.hosts_toml(&host, "skip_verify = true\n");
+    let blob = client.repository(&registry.image("team/app")).blob(&digest(&name), 10_000);
+    read(&blob, 0..5, &context()).await.unwrap();
     registry.set_challenges(vec![format!("Bearer realm=\"{token}/token\",service=\"s\"")]);
     tried("").await.unwrap();
 }
@@ -443,12 +449,19 @@ async fn skip_verify_of_a_registry_leaves_the_storage_it_redirects_to_checked() 
         "the place is remembered, with its trust"
     );
 
-    redirect(there);
+    redirect(there.clone());
     let blob = repository(&client).blob(&digest(&name), 10_000);
     for at in [0, 5] {
         read(&blob, at..at + 5, &context()).await.unwrap();
     }
     assert_eq!(storage.log().len(), 4, "another port of the same name is the same host");
+
+    // A storage can be configured as a registry is.
+    redirect(called_localhost(&there));
+    let configured = unchecked(&registry, "");
+    let address = storage.url(Listener::Registry);
+    configured.hosts_toml(&called_localhost(&address).replace("https://", ""), "ca = \"../../ca.pem\"\n");
+    read(&repository(&configured).blob(&digest(&name), 10_000), 0..5, &context()).await.unwrap();
 }
 
 #[tokio::test]

@@ -68,8 +68,14 @@ impl ImageRef {
     }
 
     /// Returns `registry/repository`, without tag and digest.
+    ///
+    /// A registry of one word is in capitals, by which alone such a word is known for a host.
     pub fn name(&self) -> String {
-        format!("{}/{}", self.registry, self.repository)
+        let registry = self.registry.as_str();
+        match is_host(registry) {
+            true => format!("{registry}/{}", self.repository),
+            false => format!("{}/{}", registry.to_ascii_uppercase(), self.repository),
+        }
     }
 
     /// Returns what the registry's manifest endpoint is asked for: the digest where there is one, else the tag.
@@ -155,6 +161,11 @@ fn split_port(text: &str) -> (&str, Option<&str>) {
     }
 }
 
+/// Whether the first component of a reference is a registry, whatever its case.
+fn is_host(first: &str) -> bool {
+    first.contains(['.', ':']) || first == "localhost"
+}
+
 fn is_registry(text: &str) -> bool {
     let (host, port) = split_port(text);
     if port.is_some_and(|port| port.parse::<u16>().is_err()) {
@@ -211,11 +222,7 @@ impl FromStr for ImageRef {
             None => (text, None),
         };
         let (registry, rest) = match rest.split_once('/') {
-            Some((first, rest))
-                if first.contains(['.', ':'])
-                    || first == "localhost"
-                    || first.bytes().any(|byte| byte.is_ascii_uppercase()) =>
-            {
+            Some((first, rest)) if is_host(first) || first.bytes().any(|byte| byte.is_ascii_uppercase()) => {
                 (RegistryName::new(first).map_err(|_| malformed("registry"))?, rest)
             }
             _ => (RegistryName("docker.io".into()), rest),
@@ -248,7 +255,7 @@ impl FromStr for ImageRef {
 
 impl fmt::Display for ImageRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.registry, self.repository)?;
+        f.write_str(&self.name())?;
         if let Some(tag) = &self.tag {
             write!(f, ":{tag}")?;
         }
@@ -295,6 +302,20 @@ mod tests {
         assert_eq!(parse("team/app:1").to_string(), "docker.io/team/app:1");
         assert_eq!(parse("localhost/app").registry().as_str(), "localhost");
         assert_eq!(parse("REG.Example/app").registry().as_str(), "reg.example");
+    }
+
+    #[test]
+    fn a_registry_of_one_word_does_not_become_docker_hub() {
+        // Found by the fuzz target `reference`: the capital letter alone says that it is a host.
+        for text in ["aJ/b", "AJ/b:latest", "Aj/b"] {
+            let image = parse(text);
+            assert_eq!((image.registry().as_str(), image.repository()), ("aj", "b"), "{text}");
+            assert_eq!(image.to_string(), "AJ/b:latest", "{text}");
+            assert_eq!(parse(&image.to_string()), image, "{text}");
+            assert_eq!(parse(&image.key()), image, "{text}");
+        }
+        assert_eq!(parse("LOCALHOST/b").to_string(), "localhost/b:latest");
+        assert_eq!(parse("aj/b").registry().as_str(), "docker.io");
     }
 
     #[test]

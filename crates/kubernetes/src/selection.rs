@@ -1,8 +1,8 @@
 //! One selection of secrets, followed for as long as the connection lasts: listed in pages, then watched from there.
 //!
 //! kube's watcher would do it with less code here. It is not used because it bounds neither a list nor an event nor the
-//! opening of a watch, wipes nothing, says nothing when a watch goes on without a change, and goes on from its old version when what it had found was
-//! dropped meanwhile.
+//! opening of a watch, wipes nothing, says nothing when a watch goes on without a change, and goes on from its old version
+//! when what it had found was dropped meanwhile.
 //!
 //! What must hold: whenever a watch is open at some version, the store has what the server had at that version. So the
 //! version is forgotten, and everything listed anew, when the server has forgotten it (410), when secrets were dropped,

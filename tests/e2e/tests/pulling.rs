@@ -247,10 +247,16 @@ fn two_namespaces_pull_the_same_image_lazily() -> Result<()> {
     let mut options = options()?;
     options.containerd = containerd2::programs()?;
     let stage = Stage::start(options)?;
-    let published = stage.publish_v1(&images::odd(Dialect::Oci), "team/app", "1")?;
+    let image = images::odd(Dialect::Oci);
+    let published = stage.publish_v1(&image, "team/app", "1")?;
     for namespace in ["one", "two"] {
         stage.pull_by_ctr(namespace, "soci", &published)?;
         echoes(&stage, namespace, &published)?;
+        let words = ["snapshots", "--snapshotter", "soci", "info", &image.chain_id()];
+        let shown: serde_json::Value = serde_json::from_str(&stage.containerd.run(namespace, &words)?)?;
+        let verdict = &shown["Labels"]["containerd.io/snapshot/soci.verdict"];
+        // Its topmost layer is too small for a zTOC. Had the image been left to containerd, this would say so.
+        assert_eq!(verdict, "unpacked: no-ztoc", "namespace {namespace}: {shown}");
     }
     // Namespaces may share what is mounted for one of them.
     assert!(stage.lazy_layers()? >= 2, "both large layers are lazy");

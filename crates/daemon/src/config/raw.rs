@@ -30,7 +30,7 @@ tables! {
         "disable_verification" disable_verification: bool = false, Used;
         /// How many layers of an image are prepared ahead at once.
         "max_concurrency" max_concurrency: i64 = 100, Unused("the artifacts of an image are fetched in one burst with a limit of its own");
-        /// Seconds within which a layer must be mounted.
+        /// Seconds within which an image's index must be found, and then each layer be mounted.
         "mount_timeout_sec" mount_timeout_sec: i64 = 30, Used;
         /// Seconds after which operations of an image are counted into the log.
         "fuse_metrics_emit_wait_duration_sec" fuse_metrics_emit_wait_duration_sec: i64 = 60, Unused("operations are counted without pause");

@@ -101,7 +101,7 @@ impl Daemon {
             match overlay::check(&root, userxattr) {
                 Ok(()) => tracing::debug!("snapshotter is supported"),
                 Err(error) if error.is_full() => {
-                    let error = soci_snapshotter::error::chain(&error);
+                    let error = soci_oci::with_causes(&error);
                     tracing::warn!(error, "no room to try overlay: remove images to make some");
                 }
                 Err(error) => return Err(error.into()),
@@ -118,7 +118,7 @@ impl Daemon {
         let (snapshotter, findings) =
             Snapshotter::open(&root, provider, settings).context("open snapshots")?;
         for finding in &findings {
-            let error = soci_snapshotter::error::chain(finding);
+            let error = soci_oci::with_causes(finding);
             let advice = "to have it again, remove the containers and the image that use it (crictl rm, crictl rmi) and pull";
             if finding.kept {
                 tracing::warn!(error, advice, "a damaged snapshot is left out; its directory is kept");

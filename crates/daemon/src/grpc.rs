@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::SystemTime;
 
 use futures::Stream;
-use soci_snapshotter::error::chain;
+use soci_oci::with_causes;
 use soci_snapshotter::{Code, Commit, Error, Info, Kind, Mount, Prepare, Snapshotter, Update};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
@@ -171,7 +171,7 @@ fn info_out(info: Info) -> wire::Info {
 /// One status code per class, as containerd's clients map them back.
 #[deny(clippy::wildcard_enum_match_arm)]
 fn status(error: Error) -> Status {
-    let message = chain(&error);
+    let message = with_causes(&error);
     match error.code() {
         Code::NotFound => Status::not_found(message),
         Code::AlreadyExists => Status::already_exists(message),

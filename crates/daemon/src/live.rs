@@ -22,9 +22,8 @@ use soci_fs::{FuseHub, HeaderCheck, OpaqueXattr};
 use soci_index::prefetch::Prefetch;
 use soci_layer::unpack::Below;
 use soci_layer::{BackgroundSettings, LayerPool, Settings as ReaderSettings, SpanCache};
-use soci_oci::Digest;
+use soci_oci::{Digest, with_causes};
 use soci_registry::Registry;
-use soci_snapshotter::error::chain;
 use soci_snapshotter::provider::SetbackKind;
 use soci_snapshotter::{
     Ancestor, ImageFacts, LayerFacts, LayerProvider, LayerRequest, LazyError, Lower, MountRecord, Record,
@@ -280,7 +279,7 @@ impl Live {
     ) -> Result<Usage, UnpackError> {
         let image = self.image(layer).await.map_err(|error| UnpackError {
             kind: mounting::resolve_kind(error.kind),
-            message: chain(&error),
+            message: with_causes(&error),
         })?;
         let layers =
             self.beneath(below).map_err(|message| UnpackError { kind: SetbackKind::Local, message })?;
@@ -405,7 +404,7 @@ impl LayerProvider for Live {
         let mounted = self.mounts.lock().remove(&at.id());
         let at = at.clone();
         let cleared = tokio::task::spawn_blocking(move || {
-            let cleared = mounted::clear(&at).map_err(|error| chain(&error));
+            let cleared = mounted::clear(&at).map_err(|error| with_causes(&error));
             // After the unmount: whoever waits for a read is told that the mount is gone.
             drop(mounted);
             cleared

@@ -121,7 +121,7 @@ async fn until_signal(options: Options, endpoints: &Endpoints) -> anyhow::Result
         if let Some(Wired { live, knowledge, gauges, .. }) = wired {
             // The daemon serves without it; only questions about it stay unanswered.
             if let Err(error) = control::serve(&control, knowledge, stop.clone()) {
-                let error = soci_snapshotter::error::chain(&error);
+                let error = soci_oci::with_causes(&error);
                 tracing::warn!(error, "no control socket: soci auth explain --daemon will not work");
             }
             serve_state(inspected, &endpoints.debug, Arc::clone(&live), stop.clone()).await;

@@ -90,7 +90,7 @@ fn start(name: &str, environment: &dyn Fn(&str) -> Option<String>) -> (State, Op
     match export::Export::start(environment) {
         Ok((export, layer)) => (State::On(export), Some(layer)),
         Err(error) => {
-            let error = soci_snapshotter::error::chain(&error);
+            let error = soci_oci::with_causes(&error);
             (State::Refused(format!("{name} is set, but {error}")), None)
         }
     }

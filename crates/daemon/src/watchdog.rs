@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use soci_snapshotter::error::chain;
+use soci_oci::with_causes;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::probe::probe;
@@ -37,7 +37,7 @@ async fn signs(socket: PathBuf, period: Duration) {
                 }
             }
             Err(error) => {
-                let error = chain(&error);
+                let error = with_causes(&error);
                 tracing::error!(error, "this daemon does not answer itself; no sign of life is given");
             }
         }

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::fs::StatVfs;
 use soci_layer::{RangeRead, ReadChunks};
+use soci_oci::with_causes;
 use soci_ztoc::UncompressedOffset;
 
 use crate::attr::{self, Attr, Inode, Target, file_type};
@@ -488,13 +489,7 @@ impl LayerFs {
 
     /// Logs a failed read and keeps it for the state file.
     fn report(&self, inode: Inode, offset: u64, error: FsError) -> FsError {
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
+        let text = with_causes(&error);
         let layer = &self.options.layer;
         if self.failing.swap(true, Ordering::Relaxed) {
             tracing::debug!(%layer, inode = inode.0, offset, error = %text, "failed to read the file");

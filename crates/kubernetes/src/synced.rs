@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use soci_auth::{AuthBoard, Fingerprint, redact};
+use soci_oci::with_causes;
 use tokio::sync::watch;
 
 use crate::failure::Failure;
@@ -340,16 +341,7 @@ enum Fault {
 /// One line from an error and its causes, without repeating what a cause says already, and without what an address may
 /// hold of a login: that of a proxy is quoted by those who cannot use it.
 pub(crate) fn told(place: &str, error: &dyn Error) -> String {
-    let mut text = format!("{place}: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        if !text.ends_with(&message) {
-            text = format!("{text}: {message}");
-        }
-        cause = error.source();
-    }
-    redact::text(&text)
+    redact::text(&format!("{place}: {}", with_causes(error)))
 }
 
 fn id_of(object: &PullSecret) -> Option<SecretId> {

@@ -9,6 +9,7 @@
 
 pub mod annotation;
 pub mod blob;
+pub mod causes;
 pub mod descriptor;
 pub mod digest;
 pub mod go_json;
@@ -19,6 +20,7 @@ pub mod platform;
 pub mod reference;
 
 pub use blob::{BlobSource, BlobStream, FetchClass, FetchContext, FetchError, FetchErrorKind, Priority};
+pub use causes::with_causes;
 pub use descriptor::Descriptor;
 pub use digest::{Digest, DigestError, Hasher};
 pub use labels::SnapshotLabels;

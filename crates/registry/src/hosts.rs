@@ -14,9 +14,8 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use parking_lot::Mutex;
 use soci_auth::{Origin, Scheme};
-use soci_oci::RegistryName;
+use soci_oci::{RegistryName, with_causes};
 
-use crate::error::describe;
 use crate::hosts_toml::{Capabilities, HostTable};
 use crate::settings::{MirrorCredentials, MirrorTimeout, PlainHttp, Settings, Verify};
 use crate::status::Operation;
@@ -172,7 +171,7 @@ fn build(
     stamp: &mut Stamp,
 ) -> Result<Arc<[Arc<Host>]>, HostsError> {
     let mut list = Vec::new();
-    let own = |pem: &PathBuf| read_pem(pem).map_err(|error| HostsError(describe(&error)));
+    let own = |pem: &PathBuf| read_pem(pem).map_err(|error| HostsError(with_causes(&error)));
     let verify = settings.tls.verify;
     let mut base = TlsIdentity { verify, verify_elsewhere: verify, ..TlsIdentity::default() };
     for file in &settings.tls.ca {
@@ -249,7 +248,7 @@ fn host(
             Ok(pem) => Some(pem),
             Err(error) => {
                 // The host stays in the list: without the file its certificate is not trusted, and that error says so.
-                tracing::warn!(host = %origin, error = describe(&error), "a TLS file of a host cannot be used");
+                tracing::warn!(host = %origin, error = with_causes(&error), "a TLS file of a host cannot be used");
                 None
             }
         }

@@ -1,5 +1,6 @@
 //! What a caller is told when an operation fails.
 
+use soci_oci::with_causes;
 use std::fmt;
 use std::sync::Arc;
 
@@ -67,40 +68,12 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {}", self.code, chain(self))
+        write!(f, "{:?}: {}", self.code, with_causes(self))
     }
 }
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_deref().map(|source| source as _)
-    }
-}
-
-/// Returns the messages of `error` and everything that caused it, joined by `: `.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_chain_names_every_cause_once() {
-        let inner = std::io::Error::other("disk is full");
-        let error = Error::because(Code::Internal, "write record of snapshot 3", inner);
-        assert_eq!(chain(&error), "write record of snapshot 3: disk is full");
-        assert_eq!(error.to_string(), "write record of snapshot 3");
     }
 }

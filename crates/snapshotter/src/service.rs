@@ -15,12 +15,11 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::join_all;
-use soci_oci::labels;
+use soci_oci::{labels, with_causes};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::error::chain;
 use crate::jobs::Jobs;
 use crate::mounts::{self, Mount, Parts};
 use crate::plan::{self, Intent, PullModes, Reason};
@@ -172,7 +171,7 @@ impl Snapshotter {
                 // One per layer; the verdict says it once.
                 tracing::debug!(
                     key = %request.key,
-                    error = %chain(&error),
+                    error = %with_causes(&error),
                     reason = %Reason::NoLabels,
                     "failed to prepare remote snapshot; deferring to container runtime"
                 );
@@ -180,10 +179,10 @@ impl Snapshotter {
                     let outcome =
                         if self.0.modes.strict { Outcome::Refused } else { Outcome::Left }(Reason::NoLabels);
                     let namespace = request.namespace.as_deref();
-                    self.0.verdicts.unlabelled(namespace, outcome, chain(&error));
+                    self.0.verdicts.unlabelled(namespace, outcome, with_causes(&error));
                 }
                 if self.0.modes.strict {
-                    return Err(layer::refusal(Reason::NoLabels, &chain(&error)));
+                    return Err(layer::refusal(Reason::NoLabels, &with_causes(&error)));
                 }
                 self.create(Kind::Active, request, Some(Outcome::Left(Reason::NoLabels))).await
             }
@@ -328,7 +327,7 @@ impl Snapshotter {
         }
         let failed = self.bring_all_back(whole).await;
         for (record, error) in &failed {
-            let (key, cause) = (&record.name, chain(error));
+            let (key, cause) = (&record.name, with_causes(error));
             tracing::warn!(
                 key,
                 error = cause,
@@ -364,7 +363,7 @@ impl Snapshotter {
             let lazy = self.0.store.list().into_iter().filter(|record| record.lazy.is_some());
             let unmounted = lazy.map(|record| async move {
                 if let Err(error) = self.0.provider.unmount(&self.0.store.dir(record.id)).await {
-                    tracing::warn!(key = %record.name, error = %chain(&error), "cannot unmount a layer");
+                    tracing::warn!(key = %record.name, error = %with_causes(&error), "cannot unmount a layer");
                 }
             });
             join_all(unmounted).await;
@@ -397,7 +396,7 @@ impl Snapshotter {
                 tracing::info!(back, left, "remote snapshots that had failed are restored");
             }
             for (record, error) in still {
-                tracing::debug!(key = %record.name, error = %chain(&error), "still not restored");
+                tracing::debug!(key = %record.name, error = %with_causes(&error), "still not restored");
                 failed.push(record);
             }
             if failed.is_empty() {
@@ -451,7 +450,7 @@ impl Snapshotter {
             Err(error) => {
                 // The caller was told that there is no such snapshot, so there must be none.
                 if let Err(left) = self.remove(&record.name).await {
-                    tracing::warn!(key = %record.name, error = %chain(&left), "cannot remove an unusable snapshot");
+                    tracing::warn!(key = %record.name, error = %with_causes(&left), "cannot remove an unusable snapshot");
                 }
                 Err(error)
             }
@@ -488,7 +487,7 @@ impl Snapshotter {
         }
         self.bring_back(&ancestor.record).await.map_err(|error| {
             let id = ancestor.dir.id();
-            tracing::warn!(key = %ancestor.record.name, error = %chain(&error), "layer is unavailable");
+            tracing::warn!(key = %ancestor.record.name, error = %with_causes(&error), "layer is unavailable");
             Error::because(Code::Unavailable, format!("layer \"{id}\" unavailable: unavailable"), error)
         })?;
         Ok(self.0.provider.lower(&ancestor.dir).path)
@@ -506,7 +505,7 @@ impl Snapshotter {
             // Removed meanwhile: what was released then is there again now.
             if !inner.store.get(&record.name).is_ok_and(|now| now.id == id) {
                 if let Err(error) = inner.provider.release(&dir).await {
-                    tracing::warn!(key = %record.name, error = %chain(&error), "cannot unmount a removed layer");
+                    tracing::warn!(key = %record.name, error = %with_causes(&error), "cannot unmount a removed layer");
                 }
                 inner.removed.notify_one();
             }

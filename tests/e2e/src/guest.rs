@@ -19,15 +19,19 @@ const STATE: &str = "var/lib/soci-snapshotter-grpc";
 /// How long systemd may take to start.
 const BOOT: Duration = Duration::from_secs(60);
 
-/// What machines refuse in a container: a hierarchy of groups, a group in it, and namespaces with their own /proc and groups.
-/// What works is undone, but for the hierarchy and the group.
-const ALLOWED_SCRIPT: &str = r#"
+/// Begins each script: `KIND` mounts the machine's kind of hierarchy of groups, `AT` is where systemd expects it.
+const HIERARCHY: &str = r#"
 set -e
 if [ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ]; then
     export KIND="-t cgroup2 cgroup2" AT=sys/fs/cgroup
 else
     export KIND="-t cgroup -o none,name=systemd cgroup" AT=sys/fs/cgroup/systemd
 fi
+"#;
+
+/// What machines refuse in a container: a hierarchy of groups, a group in it, and namespaces with their own /proc and groups.
+/// What works is undone, but for the hierarchy and the group.
+const ALLOWED_SCRIPT: &str = r#"
 mount $KIND "$GROUPS_AT"
 mkdir "$GROUPS_AT/$GROUP"
 sh -c 'echo 0 >"$GROUPS_AT/$GROUP/cgroup.procs"'
@@ -41,12 +45,6 @@ unshare --fork --kill-child --pid --mount --uts --ipc --cgroup sh -ec '
 /// Moves into a group of its own, then into namespaces of its own, and becomes systemd. Of the machine's units none starts:
 /// what services depend on by default is replaced by an empty target.
 const BOOT_SCRIPT: &str = r#"
-set -e
-if [ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ]; then
-    export KIND="-t cgroup2 cgroup2" AT=sys/fs/cgroup
-else
-    export KIND="-t cgroup -o none,name=systemd cgroup" AT=sys/fs/cgroup/systemd
-fi
 echo 0 >"$GROUPS_AT/$GROUP/cgroup.procs"
 exec unshare --fork --kill-child --pid --mount --uts --ipc --cgroup sh -ec '
     mount --make-rprivate /
@@ -155,7 +153,7 @@ impl Guest {
     fn script(&self, text: &str) -> Command {
         let mut command = Command::new("sh");
         command
-            .args(["-c", text])
+            .args(["-c", &format!("{HIERARCHY}{text}")])
             .env("ROOT", &self.root)
             .env("GROUPS_AT", self.groups())
             .env("GROUP", &self.group)

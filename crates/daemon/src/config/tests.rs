@@ -261,6 +261,6 @@ fn only_the_default_path_may_be_absent() {
 fn an_oversized_file_is_refused() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), vec![b'\n'; 2 << 20]).unwrap();
-    let error = soci_snapshotter::error::chain(&load(file.path()).unwrap_err());
+    let error = soci_oci::with_causes(&load(file.path()).unwrap_err());
     assert!(error.contains("larger than the limit"), "{error}");
 }

@@ -12,7 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use soci_auth::keychain::cri::{CriStore, PullTicket};
-use soci_snapshotter::error::chain;
+use soci_oci::with_causes;
 
 use super::backend::{Backend, RelayBody};
 use super::tap;
@@ -142,7 +142,7 @@ impl Relay {
             call = match error.take_message() {
                 Some(unsent) if std::mem::take(&mut again) => unsent,
                 _ => {
-                    let error = chain(error.error());
+                    let error = with_causes(error.error());
                     return Err(Status::new(14, format!("containerd image service at {path}: {error}")));
                 }
             };

@@ -13,9 +13,9 @@ use soci_index::{DiscoverError, DiscoverRequest, Discovered, SociIndex, discover
 use soci_oci::media_type::{LayerCompression, layer_compression};
 use soci_oci::{
     Descriptor, Digest, FetchClass, FetchContext, FetchError, ImageRef, Index, Platform, media_type,
+    with_causes,
 };
 use soci_registry::Repository;
-use soci_snapshotter::error::chain;
 use soci_snapshotter::plan::Reason;
 use soci_ztoc::{DecodeLimits, Ztoc};
 
@@ -36,7 +36,7 @@ pub(super) async fn look(reference: &str, config: &Config) -> Vec<Finding> {
     let image: ImageRef = match reference.parse() {
         Ok(image) => image,
         Err(error) => {
-            let what = format!("{reference:?}: {}", chain(&error));
+            let what = format!("{reference:?}: {}", with_causes(&error));
             return vec![Finding::new("image", Level::Error, what)];
         }
     };
@@ -75,7 +75,7 @@ impl Look<'_> {
     async fn hosts(&self) -> Vec<Finding> {
         match self.repository.explain().await {
             Ok(hosts) => hosts.iter().map(|host| self.host(host)).collect(),
-            Err(error) => vec![Finding::new("hosts", Level::Error, chain(&error))],
+            Err(error) => vec![Finding::new("hosts", Level::Error, with_causes(&error))],
         }
     }
 
@@ -103,13 +103,14 @@ impl Look<'_> {
 
     /// Returns the digest of the manifest for this machine.
     async fn manifest(&self) -> Result<Digest, String> {
-        let error = |error: FetchError| format!("{}: {}", self.image, chain(&error));
+        let error = |error: FetchError| format!("{}: {}", self.image, with_causes(&error));
         let object = self.image.object();
         let (found, bytes) = self.repository.manifest_by_tag(&object, &self.context).await.map_err(error)?;
         if !media_type::is_index(&found.media_type) {
             return Ok(found.digest);
         }
-        let index = Index::decode(&bytes).map_err(|error| format!("{}: {}", self.image, chain(&error)))?;
+        let index =
+            Index::decode(&bytes).map_err(|error| format!("{}: {}", self.image, with_causes(&error)))?;
         let host = Platform::host();
         let own =
             |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|platform| platform.matches(&host));
@@ -149,7 +150,7 @@ impl Look<'_> {
 
     async fn no_index(&self, manifest: Digest, error: &DiscoverError) -> Finding {
         if !error.is_no_index() {
-            return Finding::new("index", Level::Error, chain(error));
+            return Finding::new("index", Level::Error, with_causes(error));
         }
         // It may have one that the configuration does not look for.
         if !self.config.discovery.v1
@@ -158,7 +159,7 @@ impl Look<'_> {
             let what = format!("it has an index v1, {}, which is not looked for", found.index.digest);
             return Finding::new("index", Level::Warning, what).change("[pull_modes.soci_v1]\nenable = true");
         }
-        Finding::new("index", Level::Warning, chain(error)).change(Reason::NoIndex.advice())
+        Finding::new("index", Level::Warning, with_causes(error)).change(Reason::NoIndex.advice())
     }
 
     /// Whether a part of a layer can be had.
@@ -169,9 +170,11 @@ impl Look<'_> {
         };
         match part.await {
             Ok(()) => Finding::new("ranges", Level::Ok, "parts of layers are served"),
-            Err(error) => {
-                Finding::new("ranges", Level::Error, format!("layer {}: {}", layer.digest, chain(&error)))
-            }
+            Err(error) => Finding::new(
+                "ranges",
+                Level::Error,
+                format!("layer {}: {}", layer.digest, with_causes(&error)),
+            ),
         }
     }
 
@@ -193,11 +196,11 @@ impl Look<'_> {
         };
         let bytes = match self.repository.blob_bytes(ztoc, MAX_ZTOC, &self.context).await {
             Ok(bytes) => bytes,
-            Err(error) => return unpacked(Level::Warning, format!("its zTOC: {}", chain(&error))),
+            Err(error) => return unpacked(Level::Warning, format!("its zTOC: {}", with_causes(&error))),
         };
         match Ztoc::decode(bytes, &DecodeLimits::default()) {
             Ok(_) => Finding::new("layer", Level::Ok, format!("{name}: lazy, by zTOC {}", ztoc.digest)),
-            Err(error) => unpacked(Level::Warning, format!("zTOC {}: {}", ztoc.digest, chain(&error)))
+            Err(error) => unpacked(Level::Warning, format!("zTOC {}: {}", ztoc.digest, with_causes(&error)))
                 .change("index the image anew: soci create --force, or soci convert --force"),
         }
     }

@@ -1,9 +1,8 @@
 //! Our own configuration, and whether the daemon answers.
 
+use soci_oci::with_causes;
 use std::path::PathBuf;
 use std::time::Duration;
-
-use soci_snapshotter::error::chain;
 
 use super::{Finding, Level, shown};
 use crate::Config;
@@ -40,14 +39,14 @@ pub(super) async fn look(args: &Args, findings: &mut Vec<Finding>) -> Option<Con
             Some(config)
         }
         Err(error) => {
-            findings.push(Finding::new("config", Level::Error, chain(&error)).at(file));
+            findings.push(Finding::new("config", Level::Error, with_causes(&error)).at(file));
             None
         }
     };
     let socket = socket(args);
     findings.push(match probe(&socket, PATIENCE).await {
         Ok(()) => Finding::new("daemon", Level::Ok, format!("it answers on {}", shown(&socket))),
-        Err(error) => Finding::new("daemon", Level::Error, chain(&error)).change(
+        Err(error) => Finding::new("daemon", Level::Error, with_causes(&error)).change(
             "systemctl start soci-snapshotter-grpc; journalctl -u soci-snapshotter-grpc says why it ended",
         ),
     });

@@ -11,9 +11,8 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use soci_index::prefetch::Prefetch;
 use soci_index::{ArtifactKind, Resolved, SociIndex, fetch_artifact, resolve};
-use soci_oci::{Digest, FetchClass, FetchContext, FetchError, FetchErrorKind};
+use soci_oci::{Digest, FetchClass, FetchContext, FetchError, FetchErrorKind, with_causes};
 use soci_registry::Repository;
-use soci_snapshotter::error::chain;
 use soci_store::ContentStore;
 use soci_ztoc::{DecodeLimits, Ztoc};
 use tokio::sync::watch;
@@ -225,8 +224,8 @@ impl Burst {
     fn prefetch(&self, artifact: Resolved) {
         // Taken out, so that whoever waits hears of it whatever comes.
         let Some(sender) = self.coming.lock().remove(&artifact.layer) else { return };
-        let decoded = artifact.bytes.map_err(|error| chain(&error));
-        let decoded = decoded.and_then(|bytes| Prefetch::decode(&bytes).map_err(|error| chain(&error)));
+        let decoded = artifact.bytes.map_err(|error| with_causes(&error));
+        let decoded = decoded.and_then(|bytes| Prefetch::decode(&bytes).map_err(|error| with_causes(&error)));
         match decoded {
             Ok(prefetch) => drop(sender.send_replace(Some(prefetch))),
             Err(error) => tracing::warn!(layer = %artifact.layer, error, "prefetch artifact is not used"),
@@ -248,7 +247,7 @@ impl Shared {
         });
         let stored = storing.await.unwrap_or_else(|_| Err(gone(&layer)));
         if let Err(error) = &stored {
-            tracing::warn!(image = self.origin.image, %layer, error = %chain(error), "a zTOC cannot be used");
+            tracing::warn!(image = self.origin.image, %layer, error = %with_causes(error), "a zTOC cannot be used");
         }
         let prefetch = self.prefetches.get(&layer).cloned();
         stored.map(|ready| Arc::new(Ready { prefetch, ..ready }))

@@ -12,9 +12,8 @@ use soci_fs::{
 use soci_index::prefetch::Prefetch;
 use soci_layer::unpack::{Below, DirAttr};
 use soci_layer::{LayerPool, LayerReader, LayerSpec};
-use soci_oci::{BlobSource, Digest};
+use soci_oci::{BlobSource, Digest, with_causes};
 use soci_snapshotter::SnapshotDir;
-use soci_snapshotter::error::chain;
 use soci_snapshotter::provider::{DirOwner, ImpliedDir, MAX_REFERENCES, SetbackKind, Xattr};
 use soci_ztoc::{SpanId, Ztoc};
 
@@ -94,7 +93,7 @@ pub struct Failed {
 
 impl Failed {
     fn new(kind: SetbackKind, what: String, error: &(dyn std::error::Error + 'static)) -> Self {
-        Self { kind, message: format!("{what}: {}", chain(error)) }
+        Self { kind, message: format!("{what}: {}", with_causes(error)) }
     }
 }
 
@@ -126,7 +125,7 @@ impl Mounted {
             }
             // A range outside the layer makes it void.
             Some(Err(error)) => {
-                tracing::warn!(layer = %self.layer, error = %chain(&error), "prefetch artifact is not used");
+                tracing::warn!(layer = %self.layer, error = %with_causes(&error), "prefetch artifact is not used");
             }
             None => {}
         }
@@ -207,7 +206,7 @@ pub fn mount(
         }
         Err(error) => {
             if let Err(error) = soci_fs::unmount(&mountpoint, Unmount::Detach) {
-                tracing::warn!(error = %chain(&error), "a mount that cannot be served stays");
+                tracing::warn!(error = %with_causes(&error), "a mount that cannot be served stays");
             }
             Err(Failed::new(SetbackKind::Local, format!("serve layer {layer}"), &error))
         }
@@ -251,7 +250,7 @@ impl<'a> Asked<'a> {
                 Some(attr)
             }
             Err(error) => {
-                self.failed.lock().get_or_insert(chain(&error));
+                self.failed.lock().get_or_insert(with_causes(&error));
                 None
             }
         }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use soci_oci::{
     BlobSource, Descriptor, Digest, FetchClass, FetchContext, FetchErrorKind, ImageRef, media_type,
+    with_causes,
 };
-use soci_snapshotter::error::chain;
 use soci_snapshotter::plan::ResolveErrorKind;
 use soci_snapshotter::provider::{ImpliedDir, Reference, SetbackKind};
 use soci_snapshotter::{Ancestor, LayerRequest, MountRecord, ResolveError, SnapshotDir};
@@ -35,13 +35,14 @@ impl Live {
         below: &[Ancestor],
         at: &SnapshotDir,
     ) -> Result<MountRecord, Failed> {
-        let resolve = |error: ResolveError| Failed { kind: resolve_kind(error.kind), message: chain(&error) };
+        let resolve =
+            |error: ResolveError| Failed { kind: resolve_kind(error.kind), message: with_causes(&error) };
         let image = self.image(layer).await.map_err(resolve)?;
         let deadline = Instant::now() + self.mount_timeout;
         let ready = match image.artifacts.ready(&layer.layer, deadline).await {
             Some(Ok(ready)) => ready,
             Some(Err(error)) => {
-                return Err(Failed { kind: fetch_kind(error.kind()), message: chain(&error) });
+                return Err(Failed { kind: fetch_kind(error.kind()), message: with_causes(&error) });
             }
             None => {
                 return Err(Failed { kind: SetbackKind::NotFound, message: "no ztoc for layer".to_owned() });
@@ -128,7 +129,7 @@ impl Live {
                 Ok(implied) => Ok((mounted, implied)),
                 Err(message) => {
                     drop(mounted);
-                    let cleared = mounted::clear(&at).map_err(|error| chain(&error));
+                    let cleared = mounted::clear(&at).map_err(|error| with_causes(&error));
                     let message = cleared.err().unwrap_or(message);
                     Err(Failed { kind: SetbackKind::Local, message })
                 }
@@ -170,7 +171,7 @@ impl Live {
             (Arc::clone(&self.ground), Arc::clone(&self.ztocs), at.clone(), record.clone());
         let mounted = tokio::task::spawn_blocking(move || {
             drop(old);
-            mounted::clear(&at_dir).map_err(|error| chain(&error))?;
+            mounted::clear(&at_dir).map_err(|error| with_causes(&error))?;
             let plan = Plan {
                 layer: record.layer,
                 ztoc: record.ztoc,
@@ -241,7 +242,7 @@ fn decode(digest: &Digest, bytes: Bytes) -> Result<Ztoc, String> {
 }
 
 fn chain_of(error: &(dyn std::error::Error + 'static), what: &str) -> String {
-    format!("{what}: {}", chain(error))
+    format!("{what}: {}", with_causes(error))
 }
 
 /// Returns what kind of setback it is that an image could not be resolved.

@@ -15,9 +15,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use soci_index::{DiscoverError, DiscoverRequest, Discovered, SociIndex, Source, discover};
 use soci_oci::manifest::MAX_MANIFEST_SIZE;
-use soci_oci::{Digest, FetchClass, FetchContext, FetchErrorKind, Manifest};
+use soci_oci::{Digest, FetchClass, FetchContext, FetchErrorKind, Manifest, with_causes};
 use soci_registry::Repository;
-use soci_snapshotter::error::chain;
 use soci_snapshotter::jobs::Jobs;
 use soci_snapshotter::plan::ResolveErrorKind;
 use soci_snapshotter::{LayerRequest, ResolveError};
@@ -278,7 +277,7 @@ impl Sessions {
                 if !here {
                     return Err(resolve_error(&error));
                 }
-                chain(&error)
+                with_causes(&error)
             }
             None => format!("no answer from the registry within {} s", HERE_PATIENCE.as_secs()),
         };
@@ -395,7 +394,7 @@ fn resolve_error(error: &DiscoverError) -> ResolveError {
             FetchErrorKind::Local => ResolveErrorKind::Local,
         },
     };
-    ResolveError { kind, message: chain(error) }
+    ResolveError { kind, message: with_causes(error) }
 }
 
 #[cfg(test)]

@@ -18,8 +18,9 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Deserialize;
 use soci_layer::ReadErrorKind;
 use soci_layer::unpack::{self as apply, ApplyOptions, Below, LayerBytes, OpaqueXattr};
-use soci_oci::{BlobSource, BlobStream, Descriptor, Digest, FetchClass, FetchContext, FetchErrorKind};
-use soci_snapshotter::error::chain;
+use soci_oci::{
+    BlobSource, BlobStream, Descriptor, Digest, FetchClass, FetchContext, FetchErrorKind, with_causes,
+};
 use soci_snapshotter::provider::SetbackKind;
 use soci_snapshotter::{SnapshotDir, UnpackError, Usage};
 
@@ -83,7 +84,7 @@ async fn diff_id(image: &Image, place: usize) -> Result<Digest, UnpackError> {
         _ => {
             image.repository.blob_bytes(config, MAX_CONFIG, &context).await.map_err(|error| UnpackError {
                 kind: fetch_kind(error.kind()),
-                message: format!("fetch image configuration {}: {}", config.digest, chain(&error)),
+                message: format!("fetch image configuration {}: {}", config.digest, with_causes(&error)),
             })?
         }
     };
@@ -111,7 +112,7 @@ async fn blob(image: &Image, descriptor: &Descriptor) -> Result<(BlobStream, boo
     // The first one here, so that a layer that cannot be had is an error of its own kind.
     let first = open(&source, ranges.next().unwrap_or(0..0)).await.map_err(|error| UnpackError {
         kind: fetch_kind(error.kind()),
-        message: format!("fetch layer {digest}: {}", chain(&error)),
+        message: format!("fetch layer {digest}: {}", with_causes(&error)),
     })?;
     let rest = futures::stream::iter(ranges).then(move |range| {
         let source = Arc::clone(&source);
@@ -155,7 +156,7 @@ fn unpack_error(layer: &Digest, error: &apply::UnpackError) -> UnpackError {
         }
         _ => SetbackKind::Local,
     };
-    UnpackError { kind, message: format!("unpack layer {layer}: {}", chain(error)) }
+    UnpackError { kind, message: format!("unpack layer {layer}: {}", with_causes(error)) }
 }
 
 fn local_error(what: &str, error: &io::Error) -> UnpackError {

@@ -107,7 +107,7 @@ impl soci_auth::Meters for Metrics {
         if scope.mirror {
             tracing::debug!(host, repository, option, status, reason, "a mirror gives no access");
         } else if self.0.auth.may_tell((host.clone(), repository.clone(), option, reason)) {
-            let error = soci_snapshotter::error::chain(error);
+            let error = soci_oci::with_causes(error);
             tracing::warn!(
                 image = %scope.image, host, repository, option, status, reason, advice, error,
                 "a registry gives no access"

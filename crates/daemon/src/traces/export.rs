@@ -198,7 +198,7 @@ impl HttpClient for Collector {
         match &sent {
             Ok(answer) if answer.status().is_success() => {}
             Ok(answer) => self.complain(&format!("the collector answered {}", answer.status())),
-            Err(error) => self.complain(&soci_snapshotter::error::chain(&**error)),
+            Err(error) => self.complain(&soci_oci::with_causes(&**error)),
         }
         sent
     }

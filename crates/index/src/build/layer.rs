@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use futures::StreamExt as _;
 use soci_oci::{
-    BlobSource, Descriptor, Digest, FetchClass, FetchContext, FetchError, annotation, media_type,
+    BlobSource, Descriptor, Digest, FetchClass, FetchContext, FetchError, annotation, media_type, with_causes,
 };
 use soci_store::{ContentInfo, StoreError};
 use soci_ztoc::{BuiltZtoc, Compression, DecodeLimits, Ztoc, ZtocBuilder};
@@ -18,7 +18,7 @@ const READ_LIMIT: std::time::Duration = std::time::Duration::from_secs(6 * 60 * 
 
 /// A layer that could not be indexed because it, or the machine, is at fault.
 #[derive(Debug, thiserror::Error)]
-#[error("layer {layer}: {}", chain(.cause))]
+#[error("layer {layer}: {}", with_causes(.cause))]
 pub struct LayerError {
     /// The layer.
     pub layer: Digest,
@@ -58,18 +58,6 @@ pub enum LayerFault {
     /// The task that builds failed.
     #[error("the builder stopped: {0}")]
     Stopped(String),
-}
-
-/// An error with what caused it, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 pub(super) fn joined(errors: &[LayerError]) -> String {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use soci_oci::manifest::MAX_MANIFEST_SIZE;
-use soci_oci::{Descriptor, Index, media_type};
+use soci_oci::{Descriptor, Index, media_type, with_causes};
 use soci_store::ContentStore;
 
 use super::StandaloneError;
@@ -19,7 +19,7 @@ pub(super) async fn find(input: &Input, store: &WorkStore) -> Result<Descriptor,
         path: input.path().to_owned(),
         reason: error.to_string(),
     };
-    let list = Index::decode(input.index()).map_err(|error| malformed(&chain(&error)))?;
+    let list = Index::decode(input.index()).map_err(|error| malformed(&with_causes(&error)))?;
     let (bytes, listed) = match list.manifests.as_slice() {
         [] => return Err(StandaloneError::NoManifests),
         [only] if media_type::is_index(&only.media_type) => {
@@ -29,7 +29,7 @@ pub(super) async fn find(input: &Input, store: &WorkStore) -> Result<Descriptor,
         [only] => return Ok(without_names(only)),
         _ => (input.index().clone(), None),
     };
-    let mut tree = tree::decode(&bytes).map_err(|error| malformed(&chain(&error)))?;
+    let mut tree = tree::decode(&bytes).map_err(|error| malformed(&with_causes(&error)))?;
     let Some(Value::Array(entries)) = tree.get_mut("manifests") else {
         return Err(StandaloneError::NothingAvailable);
     };
@@ -65,11 +65,4 @@ pub(super) async fn find(input: &Input, store: &WorkStore) -> Result<Descriptor,
 /// The annotations of an entry of `index.json` name it in that layout; they are no part of the image.
 fn without_names(descriptor: &Descriptor) -> Descriptor {
     Descriptor::new(descriptor.media_type.clone(), descriptor.digest, descriptor.size)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }

@@ -17,10 +17,9 @@ use url::Url;
 use super::redirect::Hop;
 use super::{Body, Session, limit, until};
 use crate::client::Inner;
-use crate::error::describe;
 use crate::hosts::Host;
 use crate::transport::{Failure, FailureKind, Patience, Route, TlsIdentity, Wire};
-use soci_oci::FetchContext;
+use soci_oci::{FetchContext, with_causes};
 
 /// Redirects of a token request on its own origin.
 const MAX_TOKEN_HOPS: usize = 3;
@@ -73,7 +72,7 @@ pub(crate) async fn send(
         if let Some(attempt) = attempt.as_deref_mut() {
             let header = attempt.authorization(&tokens).await.map_err(|error| Refused::Auth {
                 transient: error.is_transient(),
-                message: describe(&error),
+                message: with_causes(&error),
             })?;
             if let Some(mut header) = header {
                 header.set_sensitive(true);
@@ -103,7 +102,7 @@ pub(crate) async fn send(
                 return Err(Refused::Auth { message: denied.to_string(), transient: false });
             }
             Err(error) => {
-                return Err(Refused::Auth { transient: error.is_transient(), message: describe(&error) });
+                return Err(Refused::Auth { transient: error.is_transient(), message: with_causes(&error) });
             }
         }
         if context.remaining().is_zero() {

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use soci_oci::labels;
+use soci_oci::{labels, with_causes};
 
 use super::{Inner, Prepare, Snapshotter, VERDICT_LABEL, blocking, kept, own_like_parent};
-use crate::error::chain;
 use crate::mounts::Mount;
 use crate::plan::{self, LayerRequest, Next, PreparePlan, Reason, ResolveErrorKind, Setback};
 use crate::provider::Ancestor;
@@ -52,7 +51,7 @@ impl Snapshotter {
                     Err(error) => Err(error),
                 };
                 done.unwrap_or_else(|error| {
-                    inner.verdicts.note(&layer, Outcome::Failed, None, Some(chain(&error)));
+                    inner.verdicts.note(&layer, Outcome::Failed, None, Some(with_causes(&error)));
                     Done::Failed(error)
                 })
             }
@@ -95,7 +94,7 @@ impl Inner {
         }
         let facts = self.provider.facts(layer).await;
         let layers = facts.as_ref().ok().map(|facts| facts.layers);
-        let mut cause = facts.as_ref().err().map(chain_of);
+        let mut cause = facts.as_ref().err().map(|error| with_causes(error));
         let unresolved = facts.as_ref().err().map(|error| error.kind);
         let mut plan = plan::decide(layer, &facts, &self.modes);
         let mut place: Option<(Draft, Vec<Ancestor>)> = None;
@@ -138,7 +137,8 @@ impl Inner {
                 Outcome::Refused(reason) => {
                     Done::Failed(refusal(reason, cause.as_deref().unwrap_or_default()))
                 }
-                _ => Done::Committed,
+                Outcome::Lazy | Outcome::Mounted | Outcome::Present | Outcome::Unpacked(_) => Done::Committed,
+                Outcome::Failed => Done::Failed(Error::new(Code::Internal, cause.unwrap_or_default())),
             });
         }
     }
@@ -158,7 +158,7 @@ impl Inner {
             Err(error) => tracing::warn!(
                 layer = %layer.layer,
                 image = %layer.image,
-                error = %chain(&error),
+                error = %with_causes(&error),
                 "cannot note that another image has the layer; it is served all the same"
             ),
         }
@@ -194,7 +194,7 @@ impl Inner {
                     Ok(Written { usage: Some(Usage::default()), lazy: Some(record), ..Written::default() })
                 }
                 Err(error) => {
-                    let message = chain(&error);
+                    let message = with_causes(&error);
                     tracing::warn!(
                         "remote-snapshot-prepared" = "false",
                         layer = %layer.layer,
@@ -219,7 +219,7 @@ impl Inner {
         tracing::debug!(layer = %layer.layer, "preparing local filesystem at mountpoint={}", mountpoint.display());
         match self.provider.unpack(layer, below, dir).await {
             Ok(usage) => Ok(Written { usage: Some(usage), ..Written::default() }),
-            Err(error) => Err((Setback::Unpack(error.kind), chain(&error))),
+            Err(error) => Err((Setback::Unpack(error.kind), with_causes(&error))),
         }
     }
 
@@ -244,7 +244,7 @@ impl Inner {
         if written.is_err() {
             // The draft is gone; what was mounted on its directory must not outlive it.
             if let Err(error) = self.provider.release(&dir).await {
-                tracing::warn!(layer = %layer.layer, error = %chain(&error), "cannot unmount an unrecorded layer");
+                tracing::warn!(layer = %layer.layer, error = %with_causes(&error), "cannot unmount an unrecorded layer");
             }
             self.removed.notify_one();
         }
@@ -311,10 +311,6 @@ pub(super) fn refusal(reason: Reason, cause: &str) -> Error {
     };
     let advice = reason.advice();
     Error::new(code, format!("strict mode refuses a pull that is not lazy ({reason}): {cause}; {advice}"))
-}
-
-fn chain_of(error: &crate::ResolveError) -> String {
-    chain(error)
 }
 
 /// Logs what became of one layer in the lines that tools know by their keys.

@@ -232,7 +232,7 @@ fn a_root_of_a_later_version_is_refused() {
     fs::write(&file, text.replacen("soci-snapshot 1 ", "soci-snapshot 9 ", 1)).unwrap();
     let error = Store::open(root.path()).unwrap_err();
     assert!(matches!(error, OpenError::Newer(..)));
-    assert!(crate::error::chain(&error).contains("format 9"), "{error}");
+    assert!(soci_oci::with_causes(&error).contains("format 9"), "{error}");
 }
 
 #[test]

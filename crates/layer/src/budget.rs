@@ -4,6 +4,9 @@
 //! disk or a busy processor holds the network up instead of filling memory. Part of the budget is a reserve for
 //! readers who wait; among those who queue the most urgent goes first, and urgency can rise while they queue.
 //! A share that is larger than the budget is granted alone, so that no span is too large to be read.
+//!
+//! Background work has a budget of its own. It keeps its shares while it is aside for a reader, who would else find less
+//! room than without it, or none until the background work that waits for him went on.
 
 use std::sync::Arc;
 
@@ -15,14 +18,24 @@ use tokio::sync::oneshot;
 #[derive(Debug)]
 pub(crate) struct Budget {
     state: Mutex<State>,
-    total: u64,
-    /// What only on-demand work may use.
-    reserve: u64,
+    limits: Limits,
+}
+
+/// How many bytes may be granted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// To all who are more urgent than background work.
+    pub(crate) total: u64,
+    /// The part of `total` that only readers who wait may use.
+    pub(crate) reserve: u64,
+    /// To background work, besides.
+    pub(crate) background: u64,
 }
 
 #[derive(Debug, Default)]
 struct State {
     used: u64,
+    used_in_background: u64,
     /// In order of arrival.
     queue: Vec<Waiter>,
 }
@@ -39,12 +52,19 @@ struct Waiter {
 pub(crate) struct Grant {
     budget: Arc<Budget>,
     bytes: u64,
+    /// Whether it was taken from what background work has.
+    background: bool,
+}
+
+impl State {
+    fn used(&mut self, background: bool) -> &mut u64 {
+        if background { &mut self.used_in_background } else { &mut self.used }
+    }
 }
 
 impl Budget {
-    /// Returns a budget of `total` bytes of which `reserve` are for on-demand work.
-    pub(crate) fn new(total: u64, reserve: u64) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), total, reserve: reserve.min(total) })
+    pub(crate) fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), limits })
     }
 
     /// Waits for a share of `bytes`. Dropping the future leaves the queue.
@@ -80,25 +100,33 @@ impl Budget {
             .enumerate()
             .rev()
             .max_by_key(|(_, class)| *class)?;
-        let limit = if class == FetchClass::OnDemand { self.total } else { self.total - self.reserve };
+        let Limits { total, reserve, background } = self.limits;
+        let limit = match class {
+            FetchClass::OnDemand => total,
+            FetchClass::ReadAhead | FetchClass::Prefetch => total.saturating_sub(reserve),
+            FetchClass::Background => background,
+        };
+        let background = class == FetchClass::Background;
         let bytes = state.queue[at].bytes;
-        if state.used != 0 && state.used.saturating_add(bytes) > limit {
+        let used = state.used(background);
+        if *used != 0 && used.saturating_add(bytes) > limit {
             return None;
         }
-        state.used += bytes;
+        *used += bytes;
         let waiter = state.queue.remove(at);
-        Some((waiter, Grant { budget: Arc::clone(self), bytes }))
+        Some((waiter, Grant { budget: Arc::clone(self), bytes, background }))
     }
 
     /// Returns how many bytes are granted.
     pub(crate) fn used(&self) -> u64 {
-        self.state.lock().used
+        let state = self.state.lock();
+        state.used + state.used_in_background
     }
 }
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        self.budget.state.lock().used -= self.bytes;
+        *self.budget.state.lock().used(self.background) -= self.bytes;
         self.budget.kick();
     }
 }
@@ -109,16 +137,20 @@ mod tests {
 
     use super::*;
 
+    fn budget(total: u64, reserve: u64) -> Arc<Budget> {
+        Budget::new(Limits { total, reserve, background: 10 })
+    }
+
     fn class(class: FetchClass) -> Priority {
         Priority::new(class)
     }
 
     #[tokio::test]
     async fn the_reserve_is_for_readers_who_wait() {
-        let budget = Budget::new(100, 30);
-        let background = class(FetchClass::Background);
-        let first = budget.acquire(70, background.clone()).await;
-        let mut second = Box::pin(budget.acquire(10, background));
+        let budget = budget(100, 30);
+        let ahead = class(FetchClass::ReadAhead);
+        let first = budget.acquire(70, ahead.clone()).await;
+        let mut second = Box::pin(budget.acquire(10, ahead));
         assert!(second.as_mut().now_or_never().is_none());
         let demand = budget.acquire(30, class(FetchClass::OnDemand)).now_or_never();
         assert!(demand.is_some());
@@ -131,9 +163,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_most_urgent_goes_first_and_urgency_can_rise() {
-        let budget = Budget::new(10, 0);
+        let budget = budget(10, 0);
         let all = budget.acquire(10, class(FetchClass::OnDemand)).await;
-        let late = class(FetchClass::Background);
+        let late = class(FetchClass::Prefetch);
         let mut ahead = Box::pin(budget.acquire(10, class(FetchClass::ReadAhead)));
         let mut raised = Box::pin(budget.acquire(10, late.clone()));
         assert!(ahead.as_mut().now_or_never().is_none());
@@ -148,9 +180,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_share_beyond_the_budget_is_granted_alone() {
-        let budget = Budget::new(10, 5);
+        let budget = budget(10, 5);
         let small = budget.acquire(1, class(FetchClass::OnDemand)).await;
-        let mut huge = Box::pin(budget.acquire(1000, class(FetchClass::Background)));
+        let mut huge = Box::pin(budget.acquire(1000, class(FetchClass::ReadAhead)));
         assert!(huge.as_mut().now_or_never().is_none());
         drop(small);
         let huge = huge.now_or_never().unwrap();
@@ -159,8 +191,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn background_work_takes_nothing_from_readers_nor_they_from_it() {
+        let budget = budget(10, 0);
+        let background = class(FetchClass::Background);
+        let aside = budget.acquire(10, background.clone()).await;
+        let demand = budget.acquire(10, class(FetchClass::OnDemand)).now_or_never().unwrap();
+        assert_eq!(budget.used(), 20);
+        let mut second = Box::pin(budget.acquire(1, background.clone()));
+        drop(demand);
+        assert!(second.as_mut().now_or_never().is_none(), "its own budget is full");
+        background.raise(FetchClass::OnDemand);
+        budget.kick();
+        let raised = second.now_or_never().unwrap();
+        drop(aside);
+        assert_eq!(budget.used(), 1);
+        drop(raised);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
     async fn one_who_leaves_the_queue_takes_nothing_along() {
-        let budget = Budget::new(10, 0);
+        let budget = budget(10, 0);
         let all = budget.acquire(10, class(FetchClass::OnDemand)).await;
         let mut gone = Box::pin(budget.acquire(10, class(FetchClass::OnDemand)));
         assert!(gone.as_mut().now_or_never().is_none());

@@ -15,7 +15,7 @@ use soci_ztoc::SpanTable;
 use tokio::runtime::Handle;
 
 use crate::background::Background;
-use crate::budget::Budget;
+use crate::budget::{Budget, Limits};
 use crate::buffers::Buffers;
 use crate::core::LayerCore;
 use crate::demand::Demand;
@@ -93,7 +93,11 @@ impl LayerPool {
             let trim = move || idle.upgrade().iter().for_each(|shared| shared.trim());
             Shared {
                 buffers: Buffers::new(keep),
-                budget: Budget::new(settings.in_flight, settings.reserve),
+                budget: Budget::new(Limits {
+                    total: settings.in_flight,
+                    reserve: settings.reserve,
+                    background: settings.background.in_flight,
+                }),
                 workers: Workers::new(settings.workers, trim),
                 recent: Recent::new(settings.recent),
                 demand: Demand::new(),

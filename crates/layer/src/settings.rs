@@ -11,7 +11,8 @@ pub struct Settings {
     pub stall_timeout: Duration,
     /// Adjacent spans are joined into requests of at most this many compressed bytes (one span may be more).
     pub max_range: u64,
-    /// Bytes of spans that may be in flight at once, compressed and inflated together.
+    /// Bytes of spans that may be in flight at once, compressed and inflated together, but for those of
+    /// [`BackgroundSettings::in_flight`].
     pub in_flight: u64,
     /// The part of `in_flight` that only readers who wait may use.
     pub reserve: u64,
@@ -52,6 +53,9 @@ pub struct BackgroundSettings {
     pub bytes_per_second: Option<u64>,
     /// Compressed bytes of one request.
     pub max_range: u64,
+    /// Bytes of spans that may be in flight for it at once. With room for two of the usual size that do not compress, one
+    /// arrives while the other is stored.
+    pub in_flight: u64,
     /// How long a layer rests after its first failed range; doubles with each that follows.
     pub backoff: Duration,
     /// The longest such rest.
@@ -63,6 +67,7 @@ impl Default for BackgroundSettings {
         Self {
             bytes_per_second: None,
             max_range: 8 << 20,
+            in_flight: 9 << 20,
             backoff: Duration::from_secs(1),
             max_backoff: Duration::from_secs(300),
         }

@@ -132,6 +132,23 @@ async fn background_work_steps_aside_while_a_reader_waits() {
     complete(&a).await;
 }
 
+// Spans larger than all that may be in flight are the extreme of it: a share for one is granted alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_background_work_holds_while_it_is_aside_is_not_missing_to_readers() {
+    let (one, two) = (layer(0), layer(1000));
+    let rig = Rig::new(Settings { in_flight: 1, reserve: 0, read_ahead: 0, ..small_ranges() });
+    let (background, demand) = (one.source(), two.source());
+    let (a, b) = (rig.open(&one, &background), rig.open(&two, &demand));
+    background.gate(false);
+    a.complete();
+    until("background work holds a share", || rig.pool.gauges().bytes > 0).await;
+    let read = b.read_at(UncompressedOffset(0), 10, soon()).await.unwrap();
+    assert_eq!(read.into_bytes(), two.tar[..10]);
+    assert!(rig.pool.gauges().bytes > 0, "it still holds the share");
+    background.gate(true);
+    complete(&a).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_takes_over_a_background_range() {
     let layer = layer(0);

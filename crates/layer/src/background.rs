@@ -11,6 +11,7 @@
 //! The queue holds layers weakly: a closed one falls out.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -274,18 +275,26 @@ fn batch(layer: &LayerCore, most: u64, listed_only: bool) -> Option<Batch> {
         (0..count).map(SpanId).map(|span| !layer.has(span, SpanForm::Compressed) && sound(span)).collect();
     let touched = layer.touched.lock().latest();
     let first = nearest(&missing, &touched)?;
-    let mut spans = Vec::new();
-    let mut bytes = 0_u64;
-    for span in (first.0..count).map(SpanId) {
-        bytes = bytes.saturating_add(layer.compressed_len(span));
-        if !missing.get(span.0 as usize).is_some_and(|missing| *missing)
-            || (bytes > most && !spans.is_empty())
-        {
-            break;
-        }
-        spans.push(span);
-    }
+    let len = |span| layer.compressed_len(span);
+    let spans = around(first, &missing, most, len).map(SpanId).collect();
     Some(Batch { spans, form: SpanForm::Compressed, class: FetchClass::Background })
+}
+
+/// Returns the run of missing spans with `first` in it, half open, of at most `most` compressed bytes unless `first` alone is
+/// more: on from `first` as far as it goes, then back from there. What lies before a place that was touched is fetched in
+/// few requests that way, too.
+fn around(first: SpanId, missing: &[bool], most: u64, len: impl Fn(SpanId) -> u64) -> Range<u32> {
+    let lacks = |span: u32| missing.get(span as usize).is_some_and(|missing| *missing);
+    let mut bytes = len(first);
+    let mut fits = |span: u32| {
+        lacks(span) && {
+            bytes = bytes.saturating_add(len(SpanId(span)));
+            bytes <= most
+        }
+    };
+    let end = (first.0 + 1..).find(|span| !fits(*span)).unwrap_or(u32::MAX);
+    let start = (0..first.0).rev().take_while(|span| fits(*span)).last().unwrap_or(first.0);
+    start..end
 }
 
 /// Returns the missing span that is nearest to what was touched, the latest touch first; after a place rather than
@@ -311,6 +320,17 @@ fn nearest(missing: &[bool], touched: &[SpanId]) -> Option<SpanId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_goes_on_and_then_back_as_far_as_it_may() {
+        let missing: Vec<bool> = (0..10).map(|span| span != 8).collect();
+        let ten = |_| 10;
+        assert_eq!(around(SpanId(3), &missing, 1000, ten), 0..8);
+        assert_eq!(around(SpanId(3), &missing, 30, ten), 3..6);
+        assert_eq!(around(SpanId(7), &missing, 30, ten), 5..8);
+        assert_eq!(around(SpanId(7), &missing, 5, ten), 7..8, "larger than a range may be, but alone");
+        assert_eq!(around(SpanId(9), &missing, 30, ten), 9..10);
+    }
 
     #[test]
     fn the_neighbours_of_what_was_touched_come_first() {

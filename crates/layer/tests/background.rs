@@ -54,6 +54,20 @@ async fn a_layer_is_completed_in_joined_ranges_each_span_once_and_then_nothing_r
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_lies_before_the_last_read_is_joined_too() {
+    let layer = layer(0);
+    let rig = Rig::new(Settings { read_ahead: 0, ..settings() });
+    let source = layer.source();
+    let reader = rig.open(&layer, &source);
+    reader.read_at(UncompressedOffset(layer.tar.len() as u64 - 100), 100, soon()).await.unwrap();
+    rig.quiet().await;
+    reader.complete();
+    complete(&reader).await;
+    let requests = source.opened().len();
+    assert!(requests * 3 < layer.spans.len() as usize, "{requests} requests");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_completed_span_is_stored_compressed_and_inflated_when_it_is_read() {
     let layer = layer(0);
     let rig = Rig::new(settings());

@@ -123,6 +123,7 @@ impl PullTicket {
         if let Some(id) = image_id {
             state.name_image(&key, id);
         }
+        state.bound(&self.store.board);
         drop(state);
         if arrived {
             self.store.board.bump(self.image.registry().identity());
@@ -133,7 +134,9 @@ impl PullTicket {
 impl Drop for PullTicket {
     fn drop(&mut self) {
         if let Some(login) = self.brought.as_ref().filter(|_| !self.confirmed) {
-            self.store.state.lock().demote(&self.image.key(), login);
+            let mut state = self.store.state.lock();
+            state.demote(&self.image.key(), login);
+            state.bound(&self.store.board);
         }
     }
 }
@@ -450,6 +453,40 @@ mod tests {
         for at in 0..MAX_REFERENCES + 5 {
             drop(store.begin(&format!("reg.example/b:{at}"), auth("u", "p"), None));
         }
+        assert_eq!(store.len(), MAX_REFERENCES);
+    }
+
+    #[tokio::test]
+    async fn a_pull_under_way_keeps_its_credential_however_many_others_arrive() {
+        let store = store();
+        let slow = store.begin("reg.example/slow:1", auth("slow", "p"), None).unwrap();
+        for at in 0..MAX_REFERENCES + 5 {
+            drop(store.begin(&format!("reg.example/b:{at}"), auth("u", "p"), None));
+        }
+        // Better ones of the same reference, too.
+        for at in 0..PER_REFERENCE + 1 {
+            pull(&store, "reg.example/slow:1", &format!("other{at}"));
+        }
+        assert_eq!(store.len(), MAX_REFERENCES);
+        assert!(users_of(&store, "reg.example/slow:1").await.contains(&"slow".to_owned()));
+        slow.confirm(None);
+        let users = users_of(&store, "reg.example/slow:1").await;
+        assert_eq!((users.len(), users[0].as_str()), (PER_REFERENCE, "slow"), "it was confirmed");
+    }
+
+    #[tokio::test]
+    async fn pulls_under_way_beyond_the_bounds_are_kept_until_they_end() {
+        let store = store();
+        let begin = |image: &str, user: &str| store.begin(image, auth(user, "p"), None).unwrap();
+        let same: Vec<_> =
+            (0..PER_REFERENCE + 2).map(|at| begin("reg.example/a:1", &format!("u{at}"))).collect();
+        assert_eq!(users_of(&store, "reg.example/a:1").await.len(), PER_REFERENCE + 2);
+        let others: Vec<_> =
+            (0..MAX_REFERENCES + 5).map(|at| begin(&format!("reg.example/b:{at}"), "u")).collect();
+        assert_eq!(store.len(), MAX_REFERENCES + 6);
+        drop(same);
+        assert_eq!(store.len(), MAX_REFERENCES + 5);
+        drop(others);
         assert_eq!(store.len(), MAX_REFERENCES);
     }
 }

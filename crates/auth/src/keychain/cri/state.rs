@@ -10,10 +10,11 @@ use tokio::time::Instant;
 use crate::keychain::{Candidate, CandidateId};
 use crate::{AuthBoard, Credential, CredentialScope, Fingerprint};
 
-/// The most credentials kept for one reference.
+/// The most credentials kept for one reference, beside those of pulls under way.
 pub(super) const PER_REFERENCE: usize = 3;
-/// The most references kept.
+/// The most references kept, beside those that are mounted or being pulled.
 pub(super) const MAX_REFERENCES: usize = 4096;
+
 /// What is kept, and by what it is found.
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -94,15 +95,7 @@ impl State {
         let (standing, arrived) = (Standing::Pending, Instant::now());
         let entry = Entry { credential, login, sequence, pulls: 1, standing, arrived };
         reference.entries.insert(0, entry);
-        if reference.entries.len() > PER_REFERENCE {
-            // The worst goes: demoted before pending before confirmed, older before newer; never the one just put in.
-            let worst = reference.entries.iter().enumerate().skip(1);
-            let worst =
-                worst.max_by_key(|(_, entry)| (entry.standing, Reverse(entry.sequence))).map(|(at, _)| at);
-            if let Some(entry) = worst.map(|at| reference.entries.remove(at)) {
-                remove_confirmed(&mut self.registries, &reference.registry, entry.sequence);
-            }
-        }
+        self.bound_entries(&image.key());
     }
 
     /// A pull went well with what it brought. Returns whether that is still here.
@@ -118,6 +111,7 @@ impl State {
         entry.sequence = sequence;
         let confirmed = self.registries.entry(reference.registry.clone()).or_default();
         confirmed.insert(Reverse(sequence), key.to_owned());
+        self.bound_entries(key);
         true
     }
 
@@ -131,6 +125,7 @@ impl State {
                 entry.standing = Standing::Demoted;
             }
         }
+        self.bound_entries(key);
     }
 
     pub(super) fn name_image(&mut self, key: &str, id: String) {
@@ -181,10 +176,25 @@ impl State {
         }
     }
 
-    /// Forgets the reference that was used longest ago, but none that a mounted layer needs.
+    /// Forgets the worst of a reference that has too many: demoted before pending before confirmed, older before newer;
+    /// never what a pull under way has brought. Those are more than [`PER_REFERENCE`] until they end.
+    fn bound_entries(&mut self, key: &str) {
+        let Some(reference) = self.references.get_mut(key) else { return };
+        while reference.entries.len() > PER_REFERENCE {
+            let worst = reference.entries.iter().enumerate().filter(|(_, entry)| entry.pulls == 0);
+            let worst = worst.max_by_key(|(_, entry)| (entry.standing, Reverse(entry.sequence)));
+            let Some(at) = worst.map(|(at, _)| at) else { return };
+            let entry = reference.entries.remove(at);
+            remove_confirmed(&mut self.registries, &reference.registry, entry.sequence);
+        }
+    }
+
+    /// Forgets the reference that was used longest ago, but none that a mounted layer needs, or that is being pulled.
     pub(super) fn bound(&mut self, board: &AuthBoard) {
         while self.references.len() > MAX_REFERENCES {
-            let oldest = self.references.iter().filter(|(key, _)| !board.is_pinned(key));
+            let pulled = |reference: &Reference| reference.entries.iter().any(|entry| entry.pulls > 0);
+            let oldest = self.references.iter();
+            let oldest = oldest.filter(|(key, reference)| !pulled(reference) && !board.is_pinned(key));
             let oldest = oldest.min_by_key(|(_, reference)| reference.used).map(|(key, _)| key.clone());
             match oldest {
                 Some(key) => self.forget(&key),

@@ -13,16 +13,17 @@ mod duration;
 mod internal_docs;
 mod listing;
 mod output;
+mod signals;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::App;
 use crate::cli::{Cli, Command};
 use crate::output::Output;
+use crate::signals::Signals;
 
 /// The exit status for a command that there is not; each other failure has 1.
 const NO_SUCH_COMMAND: u8 = 3;
@@ -57,7 +58,7 @@ async fn run(cli: Cli, output: Arc<Output>) -> anyhow::Result<()> {
     let Cli { global, command, .. } = cli;
     let timeout = global.timeout;
     // Before anything begins, which might change the terminal.
-    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for signals")?;
+    let mut signals = Signals::catch().context("waiting for signals")?;
     let app = App::new(global, output);
     let limit = async {
         match timeout.filter(|timeout| !timeout.is_zero()) {
@@ -68,7 +69,7 @@ async fn run(cli: Cli, output: Arc<Output>) -> anyhow::Result<()> {
     let result = tokio::select! {
         result = dispatch(&app, command) => result,
         () = limit => Err(anyhow::anyhow!("not done within the limit of {:?} (--timeout)", timeout.unwrap_or_default())),
-        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
+        what = signals.ended() => Err(anyhow::anyhow!(what)),
     };
     app.end().await;
     result

@@ -186,6 +186,22 @@ fn a_password_prompt_is_ended_by_ctrl_c_at_once_and_leaves_the_terminal_as_it_wa
 }
 
 #[test]
+fn a_password_prompt_is_ended_by_a_signal_at_once_and_leaves_the_terminal_as_it_was() {
+    use rustix::process::{Pid, Signal, kill_process};
+    for (signal, expected) in [
+        (Signal::TERM, "soci: terminated"),
+        (Signal::HUP, "soci: hung up"),
+        (Signal::INT, "soci: interrupted"),
+    ] {
+        let (child, terminal) = asked_for_a_password();
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let (code, shown) = ended(child, terminal);
+        assert_eq!(code, Some(1), "{shown}");
+        assert!(shown.contains(expected), "{shown}");
+    }
+}
+
+#[test]
 fn a_password_is_read_from_the_terminal_without_being_shown() {
     let (child, mut terminal) = asked_for_a_password();
     terminal.write_all(b"hunter2\n").unwrap();
@@ -195,28 +211,46 @@ fn a_password_is_read_from_the_terminal_without_being_shown() {
     assert!(!shown.contains("hunter2"), "{shown}");
 }
 
-#[test]
-fn a_password_that_does_not_come_by_standard_input_is_not_waited_for_after_ctrl_c() {
-    let mut command = soci(&["push", "--user", "name", "--password-stdin", "127.0.0.1:1/team/app:1"]);
+/// Sends signals to a command that waits for its standard input, and returns its exit code and what it said.
+fn signalled(mut command: Command, signals: &[rustix::process::Signal]) -> (Option<i32>, String) {
     let (theirs, _ours) = std::io::pipe().unwrap();
     let mut child = command.stdin(theirs).stderr(Stdio::piped()).spawn().unwrap();
     drop(command);
-    let pid = rustix::process::Pid::from_child(&child);
-    // The signal is caught as soon as the command has begun.
+    // Those that it catches are caught as soon as it has begun.
+    let caught = 1 << (rustix::process::Signal::TERM.as_raw() - 1);
     until(PATIENCE, || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap();
-        (u64::from_str_radix(caught, 16).unwrap() & 1 << 1 != 0).then_some(())
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap();
+        (u64::from_str_radix(mask, 16).unwrap() & caught != 0).then_some(())
     })
     .unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    for signal in signals {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), *signal).unwrap();
+    }
     let Some(status) = until(PATIENCE, || child.try_wait().unwrap()) else {
         child.kill().unwrap();
         panic!("the command waits for standard input");
     };
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!((status.code(), said.as_str()), (Some(1), "soci: interrupted\n"));
+    (status.code(), said)
+}
+
+const FROM_STDIN: [&str; 5] = ["push", "--user", "name", "--password-stdin", "127.0.0.1:1/team/app:1"];
+
+#[test]
+fn a_password_that_does_not_come_by_standard_input_is_not_waited_for_after_ctrl_c() {
+    let ended = signalled(soci(&FROM_STDIN), &[rustix::process::Signal::INT]);
+    assert_eq!(ended, (Some(1), "soci: interrupted\n".to_owned()));
+}
+
+#[test]
+fn a_signal_that_nohup_has_ignored_is_ignored() {
+    use rustix::process::Signal;
+    let mut nohup = Command::new("sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_soci")]).args(FROM_STDIN);
+    let ended = signalled(nohup, &[Signal::HUP, Signal::TERM]);
+    assert_eq!(ended, (Some(1), "soci: terminated\n".to_owned()));
 }
 
 #[test]

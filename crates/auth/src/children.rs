@@ -1,5 +1,7 @@
 //! Programs that are run for a credential: credential helpers, and the exec plugins of a kubeconfig.
 
+use std::path::Path;
+
 /// Variables of the environment that such a program does not inherit: what the service manager tells the daemon, with which
 /// a child could speak for it, and credentials for other registries.
 pub const NOT_INHERITED: [&str; 7] = [
@@ -11,3 +13,33 @@ pub const NOT_INHERITED: [&str; 7] = [
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
 ];
+
+/// Takes from a program that was just started what it has from this process: that the kernel kills it last when memory is
+/// short. A node needs this process, not a program that grows.
+pub fn unprotect(process: u32) {
+    unprotect_by(Path::new(&format!("/proc/{process}/oom_score_adj")));
+}
+
+fn unprotect_by(score: &Path) {
+    let spared = std::fs::read_to_string(score).is_ok_and(|score| score.starts_with('-'));
+    if spared && let Err(error) = std::fs::write(score, "0") {
+        // It may have ended by itself.
+        tracing::debug!(%error, "a program for credentials is spared like this process when memory is short");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_is_spared_when_memory_is_short_no_longer_is() {
+        let directory = tempfile::tempdir().unwrap();
+        for (score, then) in [("-999\n", "0"), ("0\n", "0\n"), ("300\n", "300\n")] {
+            let file = directory.path().join("oom_score_adj");
+            std::fs::write(&file, score).unwrap();
+            unprotect_by(&file);
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), then);
+        }
+    }
+}

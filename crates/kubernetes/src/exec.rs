@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kube::config::{Cluster, ExecConfig, ExecInteractiveMode};
 use serde::Deserialize;
-use soci_auth::children::NOT_INHERITED;
+use soci_auth::children::{NOT_INHERITED, unprotect};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::io::AsyncReadExt;
@@ -137,6 +137,9 @@ pub(crate) async fn run(
             hint: exec.install_hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default(),
             source,
         })?;
+    if let Some(process) = child.id() {
+        unprotect(process);
+    }
     let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
     let _killed_at_the_end = KillGroup(group);
     let mut output = Zeroizing::new(Vec::with_capacity(8192));

@@ -27,7 +27,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
-use crate::children::NOT_INHERITED;
+use crate::children::{NOT_INHERITED, unprotect};
 use crate::flight::Flights;
 use crate::json;
 use crate::{Credential, Fingerprint, Meters, Rejected, Secret};
@@ -297,11 +297,11 @@ async fn run(environment: &HelperEnvironment, program: &str, server: &str) -> Re
         command.env("HOME", home);
     }
     let child = command.spawn().map_err(|error| Trouble::Start(error.kind().to_string()))?;
-    let mut group = Group::of(child);
     // Before it is asked for anything.
-    if let Some(leader) = group.leader {
-        unprotect(Path::new(&format!("/proc/{}/oom_score_adj", leader.as_raw_nonzero())));
+    if let Some(process) = child.id() {
+        unprotect(process);
     }
+    let mut group = Group::of(child);
     let talked = timeout(environment.deadline, group.talk(server)).await;
     let (status, stdout) = match talked {
         Ok(Ok(said)) => said,
@@ -315,16 +315,6 @@ async fn run(environment: &HelperEnvironment, program: &str, server: &str) -> Re
         }
     };
     understand(status, &stdout, &file)
-}
-
-/// Takes from a program what it has from this process: that the kernel kills it last when memory is short, by the file
-/// `score`. A node needs this process, not a helper that grows.
-fn unprotect(score: &Path) {
-    let spared = std::fs::read_to_string(score).is_ok_and(|score| score.starts_with('-'));
-    if spared && let Err(error) = std::fs::write(score, "0") {
-        // It may have ended by itself.
-        tracing::debug!(%error, "a credential helper is spared like this process when memory is short");
-    }
 }
 
 /// A helper and all its children. Dropped before its end, it is killed.

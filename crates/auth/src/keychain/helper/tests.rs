@@ -51,17 +51,6 @@ fn trouble(answer: Answer) -> Trouble {
     answer.unwrap_err().trouble
 }
 
-#[test]
-fn a_program_that_is_spared_when_memory_is_short_no_longer_is() {
-    let directory = TempDir::new().unwrap();
-    for (score, then) in [("-999\n", "0"), ("0\n", "0\n"), ("300\n", "300\n")] {
-        let file = directory.path().join("oom_score_adj");
-        std::fs::write(&file, score).unwrap();
-        unprotect(&file);
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), then);
-    }
-}
-
 #[tokio::test]
 async fn t51_t64_the_server_is_on_stdin_and_home_and_path_are_set() {
     let bench = Bench::new();

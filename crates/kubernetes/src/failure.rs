@@ -38,8 +38,13 @@ pub(crate) enum Failure {
         limit: usize,
     },
     /// The server says no, or says so within a watch.
-    #[error("the API server answers {}", told(.0))]
-    Status(Box<Status>),
+    #[error("the API server answers {}", told(.status))]
+    Status {
+        /// What it says.
+        status: Box<Status>,
+        /// When to come back, where a header says so.
+        after: Option<Duration>,
+    },
     /// The connection failed.
     #[error("{0}")]
     Connection(#[source] Box<kube::Error>),
@@ -92,15 +97,15 @@ impl Failure {
 
     pub(crate) fn remedy(&self) -> Remedy {
         match self {
-            Self::Status(status) => match status.code {
+            Self::Status { status, after } => match status.code {
                 401 => Remedy::ConnectAnew,
                 403 => Remedy::WaitForPermission,
                 410 => Remedy::ListAnew,
-                code => {
-                    // Some of those that limit rates say it in a header only, and it is always this one second.
-                    let usual = if code == 429 { 1 } else { 0 };
+                _ => {
+                    // What limits rates says it in a header only.
                     let asked = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
-                    Remedy::TryAgain { after: Duration::from_secs(asked.max(usual).into()) }
+                    let asked = Duration::from_secs(asked.into());
+                    Remedy::TryAgain { after: after.unwrap_or_default().max(asked) }
                 }
             },
             Self::Connection(error) if is_tls(error) => Remedy::ConnectAnew,
@@ -117,7 +122,7 @@ impl Failure {
 impl From<kube::Error> for Failure {
     fn from(error: kube::Error) -> Self {
         match error {
-            kube::Error::Api(status) => Self::Status(status),
+            kube::Error::Api(status) => Self::Status { status, after: None },
             kube::Error::SerdeError(error) => Self::unreadable(error),
             other => Self::Connection(Box::new(other)),
         }
@@ -152,7 +157,7 @@ mod tests {
     use super::*;
 
     fn status(code: u16, message: &str) -> Failure {
-        Failure::Status(Box::new(Status::failure(message, "Reason").with_code(code)))
+        Failure::Status { status: Box::new(Status::failure(message, "Reason").with_code(code)), after: None }
     }
 
     #[test]
@@ -162,11 +167,14 @@ mod tests {
             (401, Remedy::ConnectAnew),
             (403, Remedy::WaitForPermission),
             (410, Remedy::ListAnew),
-            (429, again(1)),
+            (429, again(0)),
             (500, again(0)),
         ] {
             assert_eq!(status(code, "").remedy(), expected, "{code}");
         }
+        let status = Box::new(Status::failure("", "").with_code(503));
+        let asked = Failure::Status { status, after: Some(Duration::from_secs(7)) };
+        assert_eq!(asked.remedy(), again(7));
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! | `watch` | connect, follow all that is to be synced, connect anew |
 //! | `selection` | list and watch one part of it |
 //! | `failure`, `back_off` | what the server did wrong, what is done about it, and how long that waits |
+//! | `answer` | what comes back for one request |
 //! | `reading` | answers, within bounds and wiped |
 //! | `object`, `secret` | a secret on the wire, and its entries |
 //! | `matching` | which key speaks for which image |
@@ -20,6 +21,7 @@
 //! | `synced` | what is known and what is wrong, between the sync and lookups |
 //! | `keychain` | the option |
 
+mod answer;
 mod back_off;
 mod connect;
 mod exec;

@@ -23,6 +23,7 @@ use kube::core::{Request, Status};
 use rand::Rng;
 use tokio::time::timeout;
 
+use crate::answer;
 use crate::back_off::BackOff;
 use crate::failure::{Failure, Remedy};
 use crate::object::{Page, PullSecret};
@@ -116,7 +117,7 @@ impl Follower<'_> {
                 }
                 Remedy::ListAnew => {
                     // That the server forgets a version is usual; that a list fails, or makes no sense, is not.
-                    if version.take().is_none() || !matches!(failure, Failure::Status(_)) {
+                    if version.take().is_none() || !matches!(failure, Failure::Status { .. }) {
                         self.synced.failed(&self.selection, self.server, &failure);
                     }
                 }
@@ -148,7 +149,7 @@ impl Follower<'_> {
         loop {
             let request = self.selection.request().list(&params)?;
             let page = async {
-                let mut answer = pin!(self.client.request_stream(request).await?);
+                let mut answer = pin!(answer::to(request, self.client).await?);
                 Ok(buffer.read_all(&mut answer).await.map_err(kube::Error::ReadEvents)?)
             };
             if self.answered("list", page).await? == Read::TooLarge {
@@ -184,7 +185,7 @@ impl Follower<'_> {
         };
         let ends = Duration::from_secs(seconds) + self.timing.silence;
         let request = self.selection.request().watch(&params, version)?;
-        let events = self.answered("watch", async { Ok(self.client.request_stream(request).await?) }).await?;
+        let events = self.answered("watch", answer::to(request, self.client)).await?;
         self.synced.well(&self.selection);
         let mut events = pin!(events);
         let mut buffer = Buffer::new(MAX_EVENT);
@@ -210,7 +211,7 @@ impl Follower<'_> {
                     *marked = true;
                     Some(bookmark.metadata.resource_version)
                 }
-                WatchEvent::Error(status) => return Err(Failure::Status(status)),
+                WatchEvent::Error(status) => return Err(Failure::Status { status, after: None }),
             };
             *version = newer.filter(|version| !version.is_empty()).ok_or(Failure::NoVersion)?;
             self.synced.well(&self.selection);
@@ -248,7 +249,7 @@ async fn next_event(
         // The last line may be half an event.
         Err(error) if error.is_eof() => Ok(None),
         Err(error) => match serde_json::from_slice::<Status>(line) {
-            Ok(status) => Err(Failure::Status(Box::new(status))),
+            Ok(status) => Err(Failure::Status { status: Box::new(status), after: None }),
             Err(_) => Err(Failure::unreadable(error)),
         },
     }

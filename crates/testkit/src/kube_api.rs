@@ -71,6 +71,15 @@ pub enum Hang {
     Body,
 }
 
+/// An answer that is an error.
+#[derive(Debug, Clone, Default)]
+struct Refusal {
+    status: u16,
+    retry_after: Option<u64>,
+    /// What is answered in place of a `Status`.
+    page: Option<String>,
+}
+
 #[derive(Debug)]
 struct State {
     secrets: BTreeMap<(String, String), Value>,
@@ -82,7 +91,7 @@ struct State {
     /// Namespaces, empty for all of them together, that may not be looked at.
     denied: BTreeSet<String>,
     denied_everywhere: bool,
-    failures: Vec<(u16, Option<u64>)>,
+    failures: Vec<Refusal>,
     page_failures: Vec<u16>,
     hanging: BTreeMap<&'static str, Hang>,
     page_delay: Duration,
@@ -300,7 +309,15 @@ impl KubeApi {
 
     /// Answers the next request with `status` and, where given, asks to wait `retry_after` seconds.
     pub fn fail_next(&self, status: u16, retry_after: Option<u64>) {
-        self.shared.state.lock().failures.push((status, retry_after));
+        let refusal = Refusal { status, retry_after, page: None };
+        self.shared.state.lock().failures.push(refusal);
+    }
+
+    /// Answers the next request as a proxy does that stands before the server: with a page, and with the header alone to ask
+    /// to wait `retry_after` seconds.
+    pub fn fail_next_as_proxy(&self, status: u16, retry_after: Option<u64>, page: &str) {
+        let refusal = Refusal { status, retry_after, page: Some(page.to_owned()) };
+        self.shared.state.lock().failures.push(refusal);
     }
 
     /// Answers the next request for a further page of a list with `status`.
@@ -422,8 +439,8 @@ impl Shared {
     async fn answer(self: Arc<Self>, request: &Request<Incoming>, line: Line) -> Response<ReplyBody> {
         let mut asked = Asked::of(request);
         let refusal = self.refusal(request, &asked, &line);
-        if let Some((status, _)) = refusal {
-            asked.logged.status = status;
+        if let Some(refusal) = &refusal {
+            asked.logged.status = refusal.status;
         }
         let hang = {
             let mut state = self.state.lock();
@@ -434,13 +451,14 @@ impl Shared {
             std::future::pending::<()>().await;
         }
         match refusal {
-            Some((status, retry_after)) => failure(status, retry_after),
+            Some(refusal) => failure(refusal),
             None if asked.logged.verb == "watch" => self.watch(asked, line),
             None => self.list(&asked, hang).await,
         }
     }
 
-    fn refusal(&self, request: &Request<Incoming>, asked: &Asked, line: &Line) -> Option<(u16, Option<u64>)> {
+    fn refusal(&self, request: &Request<Incoming>, asked: &Asked, line: &Line) -> Option<Refusal> {
+        let of = |status| Some(Refusal { status, ..Refusal::default() });
         let mut state = self.state.lock();
         let sent = request.headers().get("authorization").and_then(|value| value.to_str().ok());
         let known = match &state.users {
@@ -448,22 +466,22 @@ impl Shared {
             Users::Certificate(accepted) => accepted.is_some() && line.client == *accepted,
         };
         if !known {
-            return Some((401, None));
+            return of(401);
         }
         let verb = asked.logged.verb.as_str();
         if state.denied_everywhere
             || state.denied.contains(&asked.logged.namespace)
             || !["list", "watch"].contains(&verb)
         {
-            return Some((403, None));
+            return of(403);
         }
         if !state.failures.is_empty() {
             return Some(state.failures.remove(0));
         }
         if asked.page.is_some() && !state.page_failures.is_empty() {
-            return Some((state.page_failures.remove(0), None));
+            return of(state.page_failures.remove(0));
         }
-        (verb == "watch" && asked.version < state.oldest).then_some((410, None))
+        if verb == "watch" && asked.version < state.oldest { of(410) } else { None }
     }
 
     async fn list(&self, asked: &Asked, hang: Option<Hang>) -> Response<ReplyBody> {
@@ -535,10 +553,10 @@ fn status_object(status: u16, retry_after: Option<u64>) -> Value {
     object
 }
 
-fn failure(status: u16, retry_after: Option<u64>) -> Response<ReplyBody> {
-    let body = status_object(status, retry_after);
+fn failure(Refusal { status, retry_after, page }: Refusal) -> Response<ReplyBody> {
+    let body = page.unwrap_or_else(|| status_object(status, retry_after).to_string());
     let code = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = respond(code, single(body.to_string()));
+    let mut response = respond(code, single(body));
     if let Some(seconds) = retry_after {
         response.headers_mut().insert("retry-after", seconds.into());
     }

@@ -47,7 +47,7 @@ pub(crate) enum ConnectError {
     },
     #[error("token file {path} is empty")]
     EmptyToken { path: PathBuf },
-    #[error("auth-provider {name:?} is not supported; use an exec plugin")]
+    #[error("auth-provider {name:?} is not supported")]
     AuthProvider { name: String },
     #[error("the kubeconfig is {0}")]
     Config(String),
@@ -61,6 +61,24 @@ pub(crate) enum ConnectError {
     },
     #[error("reading the kubeconfig was interrupted")]
     Interrupted,
+}
+
+impl ConnectError {
+    /// Returns what a person can do about it.
+    pub(crate) fn advice(&self) -> &'static str {
+        match self {
+            Self::Load(error) => error.advice(),
+            Self::Exec(error) => error.advice(),
+            Self::TokenFile { .. } | Self::EmptyToken { .. } => {
+                "look what writes it, or correct tokenFile of the kubeconfig"
+            }
+            Self::AuthProvider { .. } => "use an exec plugin",
+            Self::Config(_) => "mend it, or write it anew",
+            Self::InCluster(_) => "let the pod mount its service account, or set kubeconfig_path",
+            Self::Client { .. } => "check proxy-url, certificates and keys of the kubeconfig",
+            Self::Interrupted => "it is read again",
+        }
+    }
 }
 
 impl Connection {

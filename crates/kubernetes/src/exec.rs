@@ -77,7 +77,7 @@ pub(crate) enum ExecError {
         limit: Duration,
     },
     /// It failed.
-    #[error("exec plugin {command} ended with {status}; run it by hand to see why")]
+    #[error("exec plugin {command} ended with {status}")]
     Failed {
         /// The program.
         command: String,
@@ -92,6 +92,19 @@ pub(crate) enum ExecError {
         /// What is wrong with it.
         what: &'static str,
     },
+}
+
+impl ExecError {
+    /// Returns what a person can do about it.
+    pub(crate) fn advice(&self) -> &'static str {
+        match self {
+            Self::NoCommand => "name its command in the kubeconfig, or give the user a token instead",
+            Self::Interactive { .. } => "set it to IfAvailable, where the plugin works without a person",
+            Self::Version { .. } => "set apiVersion of the plugin in the kubeconfig to one of them",
+            Self::Start { .. } => "install it, or correct its command in the kubeconfig",
+            Self::Timeout { .. } | Self::Failed { .. } | Self::Output { .. } => "run it by hand to see why",
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -148,10 +161,14 @@ pub(crate) async fn run(
             // A read error shows as missing output below.
             let _ = stdout.take(MAX_OUTPUT + 1).read_to_end(&mut output).await;
         }
-        child.wait().await
+        if output.len() as u64 > MAX_OUTPUT {
+            return Ok(None);
+        }
+        child.wait().await.map(Some)
     });
     let status = match finished.await {
-        Ok(Ok(status)) => status,
+        Ok(Ok(None)) => return Err(ExecError::Output { command, what: "more than 1 MiB of output" }),
+        Ok(Ok(Some(status))) => status,
         Ok(Err(source)) => return Err(ExecError::Start { command, hint: String::new(), source }),
         Err(_) => return Err(ExecError::Timeout { command, limit }),
     };
@@ -208,9 +225,6 @@ fn request(exec: &ExecConfig, cluster: &Cluster, version: &str) -> String {
 }
 
 fn parse(output: &[u8], version: &str) -> Result<ExecCredential, &'static str> {
-    if output.len() as u64 > MAX_OUTPUT {
-        return Err("more than 1 MiB of output");
-    }
     let printed: Printed = serde_json::from_slice(output).map_err(|_| "not the JSON of an ExecCredential")?;
     if printed.api_version != version {
         return Err("another apiVersion than the kubeconfig asks for");
@@ -315,8 +329,8 @@ mod tests {
             let text = format!("{error} {error:?}");
             assert!(!text.contains("hunter2"), "{text}");
         }
-        let flood = run_script("yes hunter2 | head -c 3000000; exit 0", LONG).await.unwrap_err();
-        assert!(matches!(flood, ExecError::Output { .. } | ExecError::Failed { .. }), "{flood}");
+        let flood = run_script("yes hunter2", LONG).await.unwrap_err();
+        assert!(matches!(flood, ExecError::Output { what: "more than 1 MiB of output", .. }), "{flood}");
     }
 
     #[tokio::test]

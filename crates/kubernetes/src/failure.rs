@@ -1,6 +1,7 @@
 //! What the API server did wrong, and what is done about it.
 
 use std::error::Error;
+use std::io;
 use std::time::Duration;
 
 use kube::core::Status;
@@ -12,7 +13,7 @@ const MAX_MESSAGE: usize = 300;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// Nothing came.
-    #[error("no answer within {limit:?} to {what}; look whether the API server, or a proxy before it, hangs")]
+    #[error("no answer within {limit:?} to {what}")]
     NoAnswer {
         /// What was asked for.
         what: String,
@@ -20,9 +21,7 @@ pub(crate) enum Failure {
         limit: Duration,
     },
     /// A watch that is open and says nothing.
-    #[error(
-        "not a word within {limit:?} of the watch of {what}; look whether a proxy or a firewall drops connections"
-    )]
+    #[error("not a word within {limit:?} of the watch of {what}")]
     Silent {
         /// What is watched.
         what: String,
@@ -30,9 +29,7 @@ pub(crate) enum Failure {
         limit: Duration,
     },
     /// More than can be a secret.
-    #[error(
-        "an answer with one secret is larger than the limit of {limit} bytes; look for it by `kubectl get secrets`"
-    )]
+    #[error("an answer with one secret is larger than the limit of {limit} bytes")]
     TooLarge {
         /// The limit in bytes.
         limit: usize,
@@ -117,6 +114,30 @@ impl Failure {
             | Self::Request(_) => Remedy::TryAgain { after: Duration::ZERO },
         }
     }
+
+    /// Returns what a person can do about it.
+    pub(crate) fn advice(&self) -> &'static str {
+        match self {
+            Self::NoAnswer { .. } => "look whether the API server, or a proxy before it, hangs",
+            Self::Silent { .. } => "look whether a proxy or a firewall drops connections",
+            Self::TooLarge { .. } => {
+                "look for it by `kubectl get secrets`, and delete what nobody needs of it"
+            }
+            Self::Status { status, .. } => match status.code {
+                401 => "renew the token or the certificate of the kubeconfig's user",
+                429 | 500.. => "look at the log of the API server, or of the proxy before it",
+                _ => "check that `server` of the kubeconfig is the address of an API server",
+            },
+            Self::Connection(error) if is_tls(error) => {
+                "check certificate-authority of the kubeconfig, and for whom the API server's certificate is"
+            }
+            Self::Connection(_) => "check that the API server runs, and that this node reaches it",
+            Self::Unreadable { .. } | Self::NoVersion => {
+                "check that `server` of the kubeconfig is the address of an API server"
+            }
+            Self::Request(_) => "correct `namespaces` of [kubeconfig_keychain]",
+        }
+    }
 }
 
 impl From<kube::Error> for Failure {
@@ -136,20 +157,21 @@ fn told(status: &Status) -> String {
 }
 
 fn is_tls(error: &(dyn Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if error.is::<rustls::Error>() {
-            return true;
+    causes(error).any(|cause| cause.is::<rustls::Error>())
+}
+
+/// Returns an error and all that stands behind it.
+pub(crate) fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| {
+        let error: &'a (dyn Error + 'static) = *error;
+        // An I/O error holds another inside instead of naming it as its source.
+        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner as _),
+            None => error.source(),
         }
-        // An I/O error holds the TLS error inside instead of naming it as its source.
-        if let Some(inner) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref)
-            && inner.is::<rustls::Error>()
-        {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+    })
 }
 
 #[cfg(test)]

@@ -47,13 +47,13 @@ pub(crate) enum LoadError {
         size: u64,
     },
     /// Others than its owner may write a file that names a program to run.
-    #[error("kubeconfig {path} names an exec plugin and is writable by everyone; chmod o-w it")]
+    #[error("kubeconfig {path} names an exec plugin and is writable by everyone")]
     WorldWritable {
         /// The file.
         path: PathBuf,
     },
     /// The content is no kubeconfig.
-    #[error("kubeconfig {path} is {what}; mend it, or write it anew")]
+    #[error("kubeconfig {path} is {what}")]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -68,6 +68,18 @@ pub(crate) enum LoadError {
         /// What is missing.
         what: String,
     },
+}
+
+impl LoadError {
+    /// Returns what a person can do about it.
+    pub(crate) fn advice(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "make it a file that this daemon can read",
+            Self::TooLarge { .. } => "name a kubeconfig",
+            Self::WorldWritable { .. } => "run `chmod o-w` on it",
+            Self::Malformed { .. } | Self::Incomplete { .. } => "mend it, or write it anew",
+        }
+    }
 }
 
 /// Returns where the configuration is, or `None` while there is none.
@@ -415,7 +427,7 @@ users: [{name: u, user: {tokenFile: token}}]
         ] {
             fs::write(&path, format!("{before}{users}")).unwrap();
             let error = load(std::slice::from_ref(&path)).unwrap_err();
-            let said = format!("{} {error:?}", crate::synced::told("here", &error));
+            let said = format!("{} {error:?}", crate::synced::told("here", &error, error.advice()));
             assert!(!said.contains("hunter2"), "{users}: {said}");
             let place = place.unwrap_or("not the YAML of a kubeconfig at line ");
             assert!(said.contains(place) && said.contains("mend it"), "{users}: {said}");

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use crate::answer;
 use crate::back_off::BackOff;
-use crate::failure::{Failure, Remedy};
+use crate::failure::{Failure, Remedy, causes};
 use crate::object::{Page, PullSecret};
 use crate::reading::{Buffer, Read};
 use crate::secret::SecretType;
@@ -257,18 +257,6 @@ async fn next_event(
 
 /// Whether a connection ended where more should come, as one does that a proxy or a server closes with no regard.
 fn is_end(error: &io::Error) -> bool {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
-        {
-            return true;
-        }
-        // An I/O error holds another inside instead of naming it as its source.
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        cause = match inner {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    false
+    let kind = |cause: &(dyn Error + 'static)| cause.downcast_ref::<io::Error>().map(io::Error::kind);
+    causes(error).any(|cause| kind(cause) == Some(io::ErrorKind::UnexpectedEof))
 }

@@ -237,7 +237,8 @@ impl Synced {
 
     /// Something failed with a selection that will be tried again.
     pub(crate) fn failed(&self, selection: &Selection, server: &str, failure: &Failure) {
-        self.trouble(selection, told(server, failure), !matches!(failure, Failure::Silent { .. }));
+        let text = told(server, failure, failure.advice());
+        self.trouble(selection, text, !matches!(failure, Failure::Silent { .. }));
     }
 
     /// The server knows us and says no. Returns whether the selection's secrets were dropped for it, so that they have to
@@ -259,7 +260,9 @@ impl Synced {
             return false;
         }
         if self.retain(selection, &HashSet::new()) > 0 {
-            tracing::warn!("permission stays revoked; the synced {selection} are dropped");
+            tracing::warn!(
+                "permission stays revoked: the synced {selection} are dropped; grant list and watch to have them back"
+            );
         }
         true
     }
@@ -339,9 +342,9 @@ enum Fault {
 }
 
 /// One line from an error and its causes, without repeating what a cause says already, and without what an address may
-/// hold of a login: that of a proxy is quoted by those who cannot use it.
-pub(crate) fn told(place: &str, error: &dyn Error) -> String {
-    redact::text(&format!("{place}: {}", with_causes(error)))
+/// hold of a login: that of a proxy is quoted by those who cannot use it. It ends with what to do.
+pub(crate) fn told(place: &str, error: &dyn Error, advice: &str) -> String {
+    redact::text(&format!("{place}: {}; {advice}", with_causes(error)))
 }
 
 fn id_of(object: &PullSecret) -> Option<SecretId> {

@@ -38,7 +38,7 @@ async fn sync_for_ever(synced: &Synced, settings: &Settings) {
     loop {
         let Some(location) = locate(settings) else {
             synced.unconnected(format!(
-                "no kubeconfig at {}; pull secrets are synced as soon as one appears",
+                "no kubeconfig at {}; write one there, or set kubeconfig_path: it is used as soon as it is there",
                 places(settings)
             ));
             let wait = timing.appear.mul_f64(rand::rng().random_range(1.0..5.0));
@@ -48,7 +48,7 @@ async fn sync_for_ever(synced: &Synced, settings: &Settings) {
         let connection = match Connection::open(&location, timing.exec).await {
             Ok(connection) => connection,
             Err(error) => {
-                synced.unconnected(told(&name(&location), &error));
+                synced.unconnected(told(&name(&location), &error, error.advice()));
                 tokio::time::sleep(back_off.next()).await;
                 continue;
             }

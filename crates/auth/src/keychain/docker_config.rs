@@ -108,7 +108,7 @@ impl DockerConfigKeychain {
         let from_environment = text.and_then(|text| match DockerFile::parse_environment(text.expose()) {
             Ok(file) => Some(file),
             Err(error) => {
-                tracing::warn!(%error, "DOCKER_AUTH_CONFIG is not valid and is ignored");
+                tracing::warn!(%error, "DOCKER_AUTH_CONFIG is not valid and is ignored; correct it, or unset it");
                 None
             }
         });
@@ -205,7 +205,10 @@ impl DockerConfigKeychain {
                     return Ok(Look::Told(Lookup::one(candidate, format!("{shown}: auths key {rank}"))));
                 }
                 Ok(None) => {}
-                Err(error) => return Err(KeychainError(format!("{shown}: auths key {rank}: {error}"))),
+                Err(error) => {
+                    let told = format!("{shown}: auths key {rank}: {error}; correct it, or log in again");
+                    return Err(KeychainError(told));
+                }
             }
         }
         Ok(Look::Told(Lookup::empty(match file.auths.is_empty() {

@@ -64,9 +64,11 @@ pub(crate) struct HelperCredential(pub(crate) Credential);
 
 /// Why a helper is of no use. Never holds what it printed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{program}: {trouble}")]
+#[error("{program}: {trouble}; {}", self.advice())]
 pub(crate) struct HelperError {
     program: String,
+    /// Where the program is, once it is found.
+    file: Option<PathBuf>,
     trouble: Trouble,
 }
 
@@ -75,7 +77,7 @@ pub(crate) enum Trouble {
     #[error("not a name for a helper; letters, digits, '.', '_' and '-' are allowed")]
     BadName,
     #[error(
-        "not found in PATH as an executable file (relative and world-writable directories are not searched); install it or remove it from config.json"
+        "not found in PATH as an executable file (relative and world-writable directories are not searched)"
     )]
     NotInstalled,
     #[error("cannot be started: {0}")]
@@ -86,8 +88,8 @@ pub(crate) enum Trouble {
     TooMuch,
     #[error("cannot be read from: {0}")]
     Io(String),
-    #[error("{status}{hint}; run `{command}` with the registry on its standard input to see why")]
-    Failed { status: String, hint: &'static str, command: String },
+    #[error("{status}{hint}")]
+    Failed { status: String, hint: &'static str },
     #[error("ends well but prints nothing")]
     Silent,
     #[error("ends well but does not print a JSON object with Username and Secret")]
@@ -146,6 +148,24 @@ impl HelperCredential {
     }
 }
 
+impl HelperError {
+    fn abandoned(program: String) -> Self {
+        Self { program, file: None, trouble: Trouble::Abandoned }
+    }
+
+    /// Returns what a person can do about it.
+    fn advice(&self) -> String {
+        match (&self.trouble, &self.file) {
+            (Trouble::BadName, _) => "correct it in config.json".to_owned(),
+            (Trouble::NotInstalled, _) => "install it or remove it from config.json".to_owned(),
+            (_, Some(file)) => {
+                format!("run `{} get` with the registry on its standard input to see why", file.display())
+            }
+            (_, None) => "it is run again".to_owned(),
+        }
+    }
+}
+
 impl Helpers {
     pub(crate) fn new(environment: HelperEnvironment, meters: Arc<dyn Meters>) -> Self {
         Self {
@@ -167,10 +187,8 @@ impl Helpers {
     ) -> Answer {
         let program = format!("docker-credential-{suffix}");
         if !is_suffix(suffix) {
-            return Err(HelperError {
-                program: format!("docker-credential-{suffix:?}"),
-                trouble: Trouble::BadName,
-            });
+            let program = format!("docker-credential-{suffix:?}");
+            return Err(HelperError { program, file: None, trouble: Trouble::BadName });
         }
         let key = Key { suffix: suffix.to_owned(), server: server.to_owned(), generation };
         let asked = Instant::now();
@@ -190,18 +208,16 @@ impl Helpers {
                     return memo.answer.clone();
                 }
                 let Ok(_permit) = permits.acquire().await else {
-                    return Err(HelperError { program, trouble: Trouble::Abandoned });
+                    return Err(HelperError::abandoned(program));
                 };
                 let started = Instant::now();
-                let answer = run(&environment, &program, &server)
-                    .await
-                    .map_err(|trouble| HelperError { program: program.clone(), trouble });
+                let answer = run(&environment, program, &server).await;
                 meters.helper_ran(started.elapsed(), answer.is_ok());
                 remember(&mut memos.lock(), key, &answer, refused);
                 answer
             }
         });
-        run.wait().await.unwrap_or(Err(HelperError { program, trouble: Trouble::Abandoned }))
+        run.wait().await.unwrap_or_else(|_| Err(HelperError::abandoned(program)))
     }
 
     /// Returns how long ago the helper gave the answer that is remembered.
@@ -280,15 +296,28 @@ fn find(path: &OsStr, program: &str) -> Option<PathBuf> {
     )
 }
 
-async fn run(environment: &HelperEnvironment, program: &str, server: &str) -> Result<HelperAnswer, Trouble> {
+async fn run(environment: &HelperEnvironment, program: String, server: &str) -> Answer {
     let path =
         environment.path.clone().filter(|path| !path.is_empty()).unwrap_or_else(|| DEFAULT_PATH.into());
-    let (searched, name) = (path.clone(), program.to_owned());
-    let file =
-        tokio::task::spawn_blocking(move || find(&searched, &name)).await.map_err(|_| Trouble::Abandoned)?;
-    let file = file.ok_or(Trouble::NotInstalled)?;
-    let mut command = Command::new(&file);
-    command.arg("get").env("PATH", &path).process_group(0).kill_on_drop(true);
+    let (searched, name) = (path.clone(), program.clone());
+    let Ok(file) = tokio::task::spawn_blocking(move || find(&searched, &name)).await else {
+        return Err(HelperError::abandoned(program));
+    };
+    let Some(file) = file else {
+        return Err(HelperError { program, file, trouble: Trouble::NotInstalled });
+    };
+    let answer = ask(environment, &path, &file, server).await;
+    answer.map_err(|trouble| HelperError { program, file: Some(file), trouble })
+}
+
+async fn ask(
+    environment: &HelperEnvironment,
+    path: &OsStr,
+    file: &Path,
+    server: &str,
+) -> Result<HelperAnswer, Trouble> {
+    let mut command = Command::new(file);
+    command.arg("get").env("PATH", path).process_group(0).kill_on_drop(true);
     for ours in NOT_INHERITED {
         command.env_remove(ours);
     }
@@ -314,7 +343,7 @@ async fn run(environment: &HelperEnvironment, program: &str, server: &str) -> Re
             return Err(Trouble::TimedOut(environment.deadline));
         }
     };
-    understand(status, &stdout, &file)
+    understand(status, &stdout)
 }
 
 /// A helper and all its children. Dropped before its end, it is killed.
@@ -403,11 +432,7 @@ async fn read_capped(stdout: impl AsyncRead + Unpin) -> Result<Zeroizing<Vec<u8>
 }
 
 /// Returns what a helper meant that ended with `status` and printed `stdout`.
-pub(crate) fn understand(
-    status: std::process::ExitStatus,
-    stdout: &[u8],
-    file: &Path,
-) -> Result<HelperAnswer, Trouble> {
+pub(crate) fn understand(status: std::process::ExitStatus, stdout: &[u8]) -> Result<HelperAnswer, Trouble> {
     let said = stdout.trim_ascii();
     if !status.success() {
         if said == NOT_FOUND.as_bytes() {
@@ -418,8 +443,7 @@ pub(crate) fn understand(
             b"no credentials username" => " (its entry has no user name)",
             _ => "",
         };
-        let command = format!("{} get", file.display());
-        return Err(Trouble::Failed { status: status.to_string(), hint, command });
+        return Err(Trouble::Failed { status: status.to_string(), hint });
     }
     if said.is_empty() {
         return Err(Trouble::Silent);

@@ -118,7 +118,7 @@ impl ConfigFile {
                 let since = *state.failing_since.get_or_insert(now);
                 let content = match &state.good {
                     Some(good) if now < since + GRACE => Ok(Arc::clone(good)),
-                    _ => Err(format!("{}: {error}", path.display())),
+                    _ => Err(format!("{}: {error}; correct it, or log in again", path.display())),
                 };
                 let (generation, age) = (state.generation, age(state.written));
                 Loaded { content, generation, age, changed: false, notices }
@@ -155,7 +155,10 @@ fn read(path: &Path, warned: &mut bool, notices: &mut Vec<String>) -> Result<(Se
     let parsed = DockerFile::parse(&bytes).map_err(|error| error.to_string())?;
     for (key, value) in &parsed.auths {
         if let Err(error) = value {
-            notices.push(format!("{}: auths key {key:?} is not used: {error}", path.display()));
+            notices.push(format!(
+                "{}: auths key {key:?} is not used: {error}; correct it, or log in again",
+                path.display()
+            ));
         }
     }
     let (mode, owner) = (metadata.mode() & 0o777, metadata.uid());

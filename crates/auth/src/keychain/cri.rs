@@ -25,6 +25,7 @@ mod auth_config;
 mod state;
 
 pub use auth_config::AuthConfig;
+use auth_config::Useless;
 use state::{Entry, Login, State};
 
 /// The most different credentials of other references that a lookup offers.
@@ -74,23 +75,27 @@ impl CriStore {
         if let Some(namespace) = &namespace {
             self.board.note_pull(&image.key(), namespace);
         }
-        let mut brought = None;
-        if let Some(auth) = auth
-            && let Some(credential) = auth.credential()
-        {
-            match auth.server() {
-                Ok(server) => {
-                    let login = Login { fingerprint: credential.fingerprint(), server };
-                    brought = Some(login.clone());
-                    let mut state = self.state.lock();
-                    state.insert(&image, credential, login);
-                    state.bound(&self.board);
-                }
-                Err(()) => {
-                    tracing::warn!(%image, "server_address of a pull request is no registry; its credential is not kept")
-                }
+        let login = |auth: AuthConfig| match auth.credential()? {
+            Some(credential) => Ok(Some((credential, auth.server()?))),
+            None => Ok(None),
+        };
+        let brought = match auth.map_or(Ok(None), login) {
+            Ok(Some((credential, server))) => {
+                let login = Login { fingerprint: credential.fingerprint(), server };
+                let mut state = self.state.lock();
+                state.insert(&image, credential, login.clone());
+                state.bound(&self.board);
+                Some(login)
             }
-        }
+            Ok(None) => None,
+            Err::<_, Useless>(error) => {
+                tracing::warn!(
+                    %image, %error,
+                    "the login of a pull is not used; correct the pull secret or the credential provider that it is from"
+                );
+                None
+            }
+        };
         Some(PullTicket { store: self.clone(), image, brought, confirmed: false })
     }
 
@@ -408,14 +413,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn t88_a_bad_auth_field_is_no_credential() {
+    async fn t88_a_login_that_cannot_be_read_is_none_and_told_with_what_to_do() {
+        let (log, _guard) = soci_testkit::log::capture();
         let store = store();
         let empty = String::new;
-        let bad =
-            AuthConfig::new(empty(), empty(), "hunter2 is not base64".into(), empty(), empty(), empty());
-        assert!(!format!("{bad:?}").contains("hunter2"));
-        assert!(store.begin("reg.example/a", Some(bad), None).is_some(), "the pull goes on");
-        assert!(store.is_empty());
+        let long = "hunter2".repeat(10_000);
+        for (user, password, auth, server, told) in [
+            ("", "", "hunter2!", "", "field auth cannot be read: auth is not base64"),
+            ("", "", "aHVudGVyMg==", "", "field auth cannot be read: auth holds no colon"),
+            ("u", &long, "", "", "a field is longer than 65536 bytes"),
+            ("u", "hunter2", "", "https://u:hunter2@no registry", "server_address is no registry"),
+        ] {
+            let [user, password, auth, server] = [user, password, auth, server].map(str::to_owned);
+            let bad = AuthConfig::new(user, password, auth, server, empty(), empty());
+            assert!(!format!("{bad:?}").contains("hunter2"));
+            assert!(store.begin("reg.example/a", Some(bad), None).is_some(), "the pull goes on");
+            assert!(store.is_empty());
+            assert_eq!(log.warnings(told), 1, "{}", log.text());
+        }
+        let next = "image=reg.example/a:latest error=";
+        assert_eq!((log.warnings(next), log.warnings("correct the pull secret")), (4, 4), "{}", log.text());
+        assert!(!log.text().contains("hunter2"), "{}", log.text());
     }
 
     #[tokio::test]

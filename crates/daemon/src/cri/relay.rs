@@ -130,7 +130,12 @@ impl Relay {
         let mut again = true;
         loop {
             let mut connection = self.backend.ready(left()).await.ok_or_else(|| {
-                Status::new(14, format!("containerd image service not reachable at {path}"))
+                Status::new(
+                    14,
+                    format!(
+                        "containerd image service not reachable at {path}; start containerd, or correct image_service_path"
+                    ),
+                )
             })?;
             if let Some(left) = left() {
                 call.headers_mut().insert("grpc-timeout", timeout_value(left));
@@ -143,7 +148,12 @@ impl Relay {
                 Some(unsent) if std::mem::take(&mut again) => unsent,
                 _ => {
                     let error = with_causes(error.error());
-                    return Err(Status::new(14, format!("containerd image service at {path}: {error}")));
+                    return Err(Status::new(
+                        14,
+                        format!(
+                            "containerd image service at {path}: {error}; look at containerd's log, the next call connects anew"
+                        ),
+                    ));
                 }
             };
         }
@@ -176,9 +186,12 @@ where
     let limited = http_body_util::Limited::new(body, MAX_MESSAGE + 5);
     match limited.collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(Status::new(8, format!("request is larger than {MAX_MESSAGE} bytes")))
-        }
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Status::new(
+            8,
+            format!(
+                "request is larger than {MAX_MESSAGE} bytes, which no kubelet sends; look at who calls this socket"
+            ),
+        )),
         Err(_) => Err(Status::new(1, "request was cancelled".into())),
     }
 }

@@ -193,6 +193,45 @@ async fn t78_t87_bytes_reach_the_backend_unchanged() {
 }
 
 #[tokio::test]
+async fn t87_what_containerd_says_of_an_image_that_is_none_comes_back_as_it_is() {
+    const SAID: &str = "failed to parse image reference %22not a reference:::%22: invalid reference format";
+    let rig = rig();
+    let (seen, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+    // With and without a body: containerd answers a call that it refuses at once by headers alone.
+    let _backend = FakeBackend::start(&rig.path, move |request| {
+        let seen = seen.clone();
+        async move {
+            let early = request.headers().contains_key("x-early");
+            seen.send(request.into_body().collect().await.unwrap().to_bytes()).unwrap();
+            let mut refused = trailers("3");
+            refused.insert("grpc-message", HeaderValue::from_static(SAID));
+            refused.insert("grpc-status-details-bin", HeaderValue::from_static("CAMaAA"));
+            if early {
+                let mut response = answer(Vec::new());
+                response.headers_mut().extend(refused);
+                return response;
+            }
+            answer(vec![Frame::trailers(refused)])
+        }
+    });
+    let body = pull("not a reference:::", "u", "p");
+    for early in [false, true] {
+        let mut call_of = request("PullImage", body.clone());
+        if early {
+            call_of.headers_mut().insert("x-early", HeaderValue::from_static("1"));
+        }
+        let (headers, answered, trailers) = call(&rig.relay, call_of).await;
+        let said = if early { &headers } else { &trailers };
+        assert_eq!(said["grpc-status"], "3", "early: {early}");
+        assert_eq!(said["grpc-message"], SAID);
+        assert_eq!(said["grpc-status-details-bin"], "CAMaAA");
+        assert!(answered.is_empty());
+        assert_eq!(arrived.recv().await.unwrap(), body, "it was forwarded as it came");
+        assert!(rig.store.is_empty());
+    }
+}
+
+#[tokio::test]
 async fn t79_a_list_of_fifteen_mebibytes_is_delivered() {
     let rig = rig();
     let _backend = FakeBackend::start(&rig.path, |_| async { ok(&vec![7; 15 << 20]) });
@@ -334,6 +373,7 @@ async fn an_absent_backend_is_unavailable_and_named() {
         message.contains("containerd image service not reachable at") && message.contains("containerd.sock"),
         "{message}"
     );
+    assert!(message.ends_with("start containerd, or correct image_service_path"), "{message}");
 }
 
 #[tokio::test]
@@ -356,6 +396,11 @@ async fn t84_a_restart_of_the_backend_costs_the_calls_under_way_only() {
     backend.stop(&rig.path).await;
     let (headers, _, _) = broken.await.unwrap();
     assert_eq!(headers["grpc-status"], "14");
+    let message = headers["grpc-message"].to_str().unwrap();
+    assert!(
+        message.contains("containerd.sock: ") && message.contains("look at containerd's log"),
+        "{message}"
+    );
     let _backend = FakeBackend::start(&rig.path, |_| async { ok(b"back") });
     let (_, body, _) = call(&rig.relay, request("ImageStatus", frame(b""))).await;
     assert_eq!(body, frame(b"back"));
@@ -430,4 +475,6 @@ async fn a_request_beyond_the_limit_is_refused() {
     let rig = rig();
     let (headers, _, _) = call(&rig.relay, request("PullImage", Bytes::from(vec![0; 17 << 20]))).await;
     assert_eq!(headers["grpc-status"], "8");
+    let message = headers["grpc-message"].to_str().unwrap();
+    assert!(message.contains("larger than 16777216 bytes") && message.contains("look at who"), "{message}");
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use soci_oci::RegistryName;
 use zeroize::Zeroizing;
 
-use crate::keychain::docker_file::decode_auth;
+use crate::keychain::docker_file::{EntryError, decode_auth};
 use crate::{Credential, Secret};
 
 /// The longest field of an `AuthConfig` that is kept, in bytes.
@@ -41,46 +41,56 @@ impl AuthConfig {
         }
     }
 
-    /// Returns the credential, by containerd's precedence; `None` when all is empty, or cannot be read.
-    pub(super) fn credential(&self) -> Option<Credential> {
+    /// Returns the credential, by containerd's precedence; `None` when all is empty.
+    ///
+    /// # Errors
+    /// [`Useless`] when there is one that cannot be read.
+    pub(super) fn credential(&self) -> Result<Option<Credential>, Useless> {
         let fields = [&self.username, &self.password, &self.auth, &self.identity_token, &self.registry_token];
         if fields.iter().any(|field| field.len() > MAX_FIELD) {
-            tracing::warn!(limit = MAX_FIELD, "credential of a pull request ignored: a field is too long");
-            return None;
+            return Err(Useless::TooLong);
         }
         if !self.username.is_empty() {
-            return Some(Credential::basic(self.username.as_str(), self.password.as_bytes()));
+            return Ok(Some(Credential::basic(self.username.as_str(), self.password.as_bytes())));
         }
         if !self.identity_token.is_empty() {
-            return Some(Credential::IdentityToken(Secret::new(self.identity_token.as_bytes())));
+            return Ok(Some(Credential::IdentityToken(Secret::new(self.identity_token.as_bytes()))));
         }
         if !self.auth.is_empty() {
-            return match decode_auth(&self.auth) {
-                Ok(credential) => Some(credential),
-                Err(error) => {
-                    tracing::warn!(%error, "field auth of a pull request cannot be read");
-                    None
-                }
-            };
+            return decode_auth(&self.auth).map(Some).map_err(Useless::Auth);
         }
         let token = &self.registry_token;
-        (!token.is_empty()).then(|| Credential::RegistryToken(Secret::new(token.as_bytes())))
+        Ok((!token.is_empty()).then(|| Credential::RegistryToken(Secret::new(token.as_bytes()))))
     }
 
     /// Returns the registry that the credential is for, where the caller says it.
-    pub(super) fn server(&self) -> Result<Option<String>, ()> {
+    ///
+    /// # Errors
+    /// [`Useless`] when what it says is no registry.
+    pub(super) fn server(&self) -> Result<Option<String>, Useless> {
         let text = self.server_address.trim();
         if text.is_empty() {
             return Ok(None);
         }
         let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
         let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        RegistryName::new(host).map(|name| Some(name.identity().to_owned())).map_err(|_| ())
+        RegistryName::new(host).map(|name| Some(name.identity().to_owned())).map_err(|_| Useless::Server)
     }
+}
+
+/// Why the credential of a pull is not kept. Never quotes it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Useless {
+    #[error("a field is longer than {MAX_FIELD} bytes")]
+    TooLong,
+    #[error("field auth cannot be read: {0}")]
+    Auth(#[source] EntryError),
+    #[error("server_address is no registry")]
+    Server,
 }
 
 impl fmt::Debug for AuthConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AuthConfig").field("server_address", &self.server_address).finish_non_exhaustive()
+        f.debug_struct("AuthConfig").finish_non_exhaustive()
     }
 }

@@ -297,6 +297,37 @@ async fn t13_a_login_that_goes_between_two_reads_lets_the_next_option_answer() {
 }
 
 #[tokio::test]
+async fn t94_the_second_secret_is_used_where_the_first_is_refused_and_is_tried_first_from_then_on() {
+    for mode in [AuthMode::Basic, AuthMode::Bearer] {
+        let node = Node::new(mode).await;
+        // The newer one comes first, and nobody knows its user.
+        for (name, user) in [("older", "secrets"), ("newer", "stranger")] {
+            let auths =
+                json!({ "auths": { node.registry.host(): { "username": user, "password": "right" } } });
+            let auths = auths.to_string();
+            node.api.put("ns", name, "kubernetes.io/dockerconfigjson", &[(".dockerconfigjson", &auths)]);
+        }
+        let running = node.start();
+        running.synced().await;
+        let users = || {
+            let seen = node.registry.log().into_iter().filter_map(|seen| seen.user);
+            let mut seen: Vec<String> = seen.collect();
+            seen.dedup();
+            seen
+        };
+        assert_eq!(running.read().await.unwrap(), CONTENT, "{mode:?}");
+        assert_eq!(users(), ["stranger", "secrets"], "{mode:?}");
+        for _ in 0..3 {
+            node.registry.clear_log();
+            // A token of before is worth nothing, so somebody has to log in anew.
+            node.registry.revoke_tokens();
+            assert_eq!(running.read().await.unwrap(), CONTENT, "{mode:?}");
+            assert_eq!(users(), ["secrets"], "{mode:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn t118_a_mirror_gets_a_pulls_login_only_where_the_configuration_says_so() {
     for (key, expected) in
         [("", None), ("forward_credentials = false", None), ("forward_credentials = true", Some("cri"))]

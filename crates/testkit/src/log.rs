@@ -15,13 +15,18 @@ pub fn capture() -> (Log, DefaultGuard) {
     static SECOND: OnceLock<Dispatch> = OnceLock::new();
     SECOND.get_or_init(|| Dispatch::new(tracing_subscriber::registry()));
     let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    (log, tracing::subscriber::set_default(subscriber))
+    let guard = tracing::subscriber::set_default(log.subscriber());
+    (log, guard)
+}
+
+/// Collects what all threads of this process log from here on, at every level.
+///
+/// # Panics
+/// The second time in a process.
+pub fn capture_everywhere() -> Log {
+    let log = Log::default();
+    tracing::subscriber::set_global_default(log.subscriber()).expect("once in a process");
+    log
 }
 
 /// What was logged so far.
@@ -29,6 +34,15 @@ pub fn capture() -> (Log, DefaultGuard) {
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
+    fn subscriber(&self) -> impl tracing::Subscriber + Send + Sync + 'static {
+        let writer = self.clone();
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish()
+    }
+
     /// Returns all of it.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock()).into_owned()

@@ -6,6 +6,7 @@
 )]
 
 pub(crate) mod image;
+pub(crate) mod kubelet;
 pub(crate) mod stage;
 
 use std::collections::{HashMap, HashSet};

@@ -27,6 +27,9 @@ pub(crate) const HELPERS: &[Need] = &[
     Need { program: "gpg-agent", package: "gpg-agent" },
 ];
 
+/// What changes the clock of one process.
+pub(crate) const CLOCK: &[Need] = &[Need { program: "faketime", package: "faketime" }];
+
 /// What makes a Debian root file system, for images with real bytes.
 pub(crate) const ROOTFS: &[Need] = &[Need { program: "debootstrap", package: "debootstrap" }];
 

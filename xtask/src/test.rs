@@ -12,7 +12,7 @@ use crate::{check, packages};
 
 /// Runs the verb. Words after it go to the test programs, e.g. a name to run only what contains it.
 pub(crate) fn test(arguments: &[String]) -> Result<()> {
-    packages::ensure(&[packages::CONTAINERS, packages::SYSTEMD, packages::HELPERS])?;
+    packages::ensure(&[packages::CONTAINERS, packages::SYSTEMD, packages::HELPERS, packages::CLOCK])?;
     let checked = check::check();
     heading("build: the binaries that the end-to-end tests run");
     succeed(&mut cargo(&["build", "--workspace", "--bins"]))?;

@@ -8,6 +8,7 @@
 pub mod archive;
 pub mod binaries;
 pub mod cache;
+pub mod clock;
 pub mod containerd2;
 pub mod guest;
 pub mod images;

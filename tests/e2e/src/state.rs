@@ -1,6 +1,6 @@
 //! What a node keeps, and how it goes: files of the daemon, containerd's leases and its collector.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -58,6 +58,17 @@ impl Stage {
             bail!("{} layers are lazy, not {count}\n{}", self.lazy_layers()?, self.log_tail());
         }
         Ok(())
+    }
+
+    /// Whether the state file of every mount says that all of its layer is here.
+    pub fn is_complete(&self) -> bool {
+        let whole = |at: &Path| {
+            let mut files = at.join(".soci-snapshotter").read_dir().ok()?;
+            let text = std::fs::read_to_string(files.next()?.ok()?.path()).ok()?;
+            Some(text.contains("\"fetchedPercent\":100"))
+        };
+        let mounts = self.snapshotter.fuse_mounts().unwrap_or_default();
+        !mounts.is_empty() && mounts.iter().all(|mount| whole(&mount.at) == Some(true))
     }
 
     /// Ends every lease. That of a pull that was given up, or whose containerd died, holds what it had until it runs out,

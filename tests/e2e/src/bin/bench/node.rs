@@ -31,7 +31,7 @@ pub(crate) fn background(bench: &Bench, side: &Side, samples: &mut Samples) -> R
         let stage = bench.stage(side, "")?;
         pull_lazily(&stage, big, 2)?;
         let start = Instant::now();
-        let complete = wait::until(Duration::from_secs(300), || is_complete(&stage).then_some(()));
+        let complete = wait::until(Duration::from_secs(300), || stage.is_complete().then_some(()));
         complete.context("the image is not completed")?;
         let rate = megabytes_per_second(content(big), start.elapsed());
         samples.add("background completion of big, MB/s of content", side.name, rate);
@@ -57,17 +57,6 @@ fn read_cold(bench: &Bench, side: &Side, config: &str, beside: Option<&Ready>) -
     let time = read_all(&mounted.path().join("data/large"))?;
     prove_ranges(bench)?;
     Ok(megabytes_per_second(LARGE, time))
-}
-
-/// Whether the state file of every mount says that all of its layer is there.
-fn is_complete(stage: &Stage) -> bool {
-    let whole = |at: &std::path::Path| {
-        let mut files = at.join(".soci-snapshotter").read_dir().ok()?;
-        let text = std::fs::read_to_string(files.next()?.ok()?.path()).ok()?;
-        Some(text.contains("\"fetchedPercent\":100"))
-    };
-    let mounts = stage.snapshotter.fuse_mounts().unwrap_or_default();
-    !mounts.is_empty() && mounts.iter().all(|mount| whole(&mount.at) == Some(true))
 }
 
 /// Returns the bytes of an image's layers when inflated: gzip states them at its end.

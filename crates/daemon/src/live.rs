@@ -2,7 +2,7 @@
 //!
 //! [`Live`] is the snapshotter's [`LayerProvider`]. It joins the crates that know one thing each: the index is found by
 //! [`session`], its zTOCs are fetched by [`artifacts`], stored by [`ztocs`] and kept by [`claims`]; [`mounting`] mounts a layer, now or
-//! again; its tree, reader and FUSE session are made by [`mounted`]; a layer without zTOC is unpacked by [`unpack`];
+//! again; its tree, reader and FUSE session are made by [`mounted`]; [`listed`] has what its prefetch artifact names fetched first; a layer without zTOC is unpacked by [`unpack`];
 //! [`below`] tells what a layer implies; [`observe`] shows all of it.
 //!
 //! What must hold: a record returned by `mount_lazy` suffices to mount again without network or containerd, and all that it
@@ -19,7 +19,6 @@ use parking_lot::Mutex;
 use soci_auth::AuthBoard;
 use soci_auth::board::Pin;
 use soci_fs::{FuseHub, HeaderCheck, OpaqueXattr};
-use soci_index::prefetch::Prefetch;
 use soci_layer::unpack::Below;
 use soci_layer::{BackgroundSettings, LayerPool, Settings as ReaderSettings, SpanCache};
 use soci_oci::{Digest, with_causes};
@@ -31,7 +30,6 @@ use soci_snapshotter::{
 };
 use soci_store::{Containerd, ContentStore, LocalStore};
 use tokio::sync::Notify;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::field::Empty;
@@ -45,6 +43,7 @@ pub mod artifacts;
 pub mod below;
 pub mod claims;
 pub mod content;
+mod listed;
 pub mod mounted;
 mod mounting;
 pub mod observe;
@@ -55,12 +54,11 @@ pub mod ztocs;
 use below::{Layers, Lower as Beneath};
 use claims::Claims;
 use content::LocalContent;
+use listed::List;
 use mounted::{Ground, Mounted};
 use session::{Image, Sessions};
 use ztocs::Ztocs;
 
-/// How long background work waits for a prefetch artifact that is on its way.
-const PREFETCH_PATIENCE: Duration = Duration::from_secs(10);
 /// How often images that nobody pulls any more are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
 
@@ -80,6 +78,8 @@ pub struct Live {
     ground: Arc<Ground>,
     metrics: Metrics,
     background: bool,
+    /// Whether prefetch artifacts are honoured.
+    prefetch: bool,
     mount_timeout: Duration,
     /// By snapshot.
     mounts: Mutex<HashMap<u64, Arc<Mounted>>>,
@@ -150,6 +150,7 @@ impl Live {
             ground: Arc::new(ground),
             metrics,
             background: config.background_fetch,
+            prefetch: config.prefetch,
             mount_timeout: config.mount_timeout,
             mounts: Mutex::default(),
             pins: Mutex::default(),
@@ -242,32 +243,23 @@ impl Live {
     }
 
     /// Notes a new mount and starts what it does in the background.
-    fn admit(
-        &self,
-        at: &SnapshotDir,
-        mounted: Mounted,
-        prefetch: Option<watch::Receiver<Option<Prefetch>>>,
-    ) -> Arc<Mounted> {
+    fn admit(&self, at: &SnapshotDir, mut mounted: Mounted, list: Option<List>) -> Arc<Mounted> {
+        let work = self.stop.child_token();
+        if list.is_some() {
+            mounted.bound_to(work.clone());
+        }
         let mounted = Arc::new(mounted);
         self.mounts.lock().insert(at.id(), Arc::clone(&mounted));
         self.changed.notify_one();
-        let background = self.background;
-        let Some(mut coming) = prefetch else {
-            mounted.fetch_ahead(None, background);
-            return mounted;
-        };
-        // What is to come first is not known yet; the mount does not wait for it, but what comes second does.
-        let (weak, stop) = (Arc::downgrade(&mounted), self.stop.clone());
-        self.tracker.spawn(async move {
-            let known = tokio::time::timeout(PREFETCH_PATIENCE, coming.wait_for(Option::is_some));
-            let artifact = tokio::select! {
-                known = known => known.ok().and_then(Result::ok).and_then(|artifact| artifact.clone()),
-                () = stop.cancelled() => return,
-            };
-            if let Some(mounted) = weak.upgrade() {
-                mounted.fetch_ahead(artifact.as_ref(), background);
+        match list {
+            // What is to come first is not known yet; the mount does not wait for it, but what comes second does.
+            Some(list) => {
+                let fetching = list.fetch(Arc::downgrade(&mounted), self.background);
+                self.tracker.spawn(work.run_until_cancelled_owned(fetching));
             }
-        });
+            None if self.background => mounted.complete(),
+            None => {}
+        }
         mounted
     }
 

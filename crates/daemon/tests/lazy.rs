@@ -184,6 +184,7 @@ async fn an_image_without_index_or_login_is_left_to_containerd() {
         reference: published.reference.clone(),
         ztocs: Vec::new(),
         index: published.index,
+        prefetch: None,
     };
     registry.put_manifest("team/app", "plain", &plain.image.media_type, plain.image.manifest.clone());
     let mut stage = Stage::new(&registry, CONFIG).await;

@@ -157,6 +157,18 @@ pub struct MountRecord {
     /// Directories that the layer implies without having an entry for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub implied: Vec<ImpliedDir>,
+    /// Its prefetch artifact, where its index has one that is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefetch: Option<ArtifactRef>,
+}
+
+/// An artifact of an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactRef {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 impl MountRecord {

@@ -273,7 +273,7 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::provider::{DirOwner, ImpliedDir, Reference};
+    use crate::provider::{ArtifactRef, DirOwner, ImpliedDir, Reference};
 
     pub(crate) fn mount_record() -> MountRecord {
         MountRecord {
@@ -295,6 +295,7 @@ pub(crate) mod tests {
                 mtime: Some((-1, 5)),
                 xattrs: Vec::new(),
             }],
+            prefetch: Some(ArtifactRef { digest: Digest::of(b"prefetch"), size: 8 }),
         }
     }
 
@@ -315,6 +316,16 @@ pub(crate) mod tests {
     #[test]
     fn a_record_round_trips() {
         assert_eq!(decode(&encode(&record())).unwrap(), record());
+    }
+
+    #[test]
+    fn a_record_without_what_came_later_is_read_and_what_comes_later_is_passed_over() {
+        let mut json = serde_json::to_value(mount_record()).unwrap();
+        let fields = json.as_object_mut().unwrap();
+        fields.remove("prefetch").unwrap();
+        fields.insert("later".into(), 1.into());
+        let read: MountRecord = serde_json::from_value(json).unwrap();
+        assert_eq!(read, MountRecord { prefetch: None, ..mount_record() });
     }
 
     #[test]

@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
-use soci_index::prefetch::Prefetch;
 use soci_index::{ArtifactKind, Resolved, SociIndex, fetch_artifact, resolve};
 use soci_oci::{Digest, FetchClass, FetchContext, FetchError, FetchErrorKind, with_causes};
 use soci_registry::Repository;
+use soci_snapshotter::provider::ArtifactRef;
 use soci_store::ContentStore;
 use soci_ztoc::{DecodeLimits, Ztoc};
 use tokio::sync::watch;
@@ -51,8 +52,8 @@ pub struct Wanted {
     pub layer: Digest,
     /// Who is told how long it takes.
     pub series: Arc<Series>,
-    /// Whether a prefetch artifact comes for it.
-    pub prefetch: bool,
+    /// Its prefetch artifact, where it has one that is used.
+    pub prefetch: Option<ArtifactRef>,
 }
 
 /// The artifacts of an image. Dropping it ends their fetches.
@@ -74,10 +75,19 @@ pub struct Ready {
     pub size: u64,
     /// Whether no file of the layer has extended attributes.
     pub disable_xattrs: bool,
-    /// Spans to fetch first, once they are known; it closes when none will come. None where the index has none.
-    pub prefetch: Option<watch::Receiver<Option<Prefetch>>>,
+    /// Its prefetch artifact. None where the index has none.
+    pub prefetch: Option<Coming>,
     /// Decoded, until somebody takes it.
     pub decoded: Mutex<Option<Ztoc>>,
+}
+
+/// The prefetch artifact of a layer, coming or here.
+#[derive(Debug, Clone)]
+pub struct Coming {
+    /// Which it is.
+    pub artifact: ArtifactRef,
+    /// Its bytes; it closes when it cannot be had.
+    pub bytes: watch::Receiver<Option<Bytes>>,
 }
 
 /// The zTOC of a layer, coming or here.
@@ -97,7 +107,7 @@ struct Shared {
     hold: Arc<Hold>,
     series: HashMap<Digest, Arc<Series>>,
     /// Where prefetch artifacts come out.
-    prefetches: HashMap<Digest, watch::Receiver<Option<Prefetch>>>,
+    prefetches: HashMap<Digest, Coming>,
 }
 
 impl Artifacts {
@@ -118,10 +128,10 @@ impl Artifacts {
             senders.insert(layer, sender);
             layers.insert(layer, Mutex::new(Slot { arrival, told: false }));
             series.insert(layer, of_layer);
-            if prefetch {
-                let (sender, receiver) = watch::channel(None);
+            if let Some(artifact) = prefetch {
+                let (sender, bytes) = watch::channel(None);
                 coming.insert(layer, sender);
-                prefetches.insert(layer, receiver);
+                prefetches.insert(layer, Coming { artifact, bytes });
             }
         }
         let shared = Arc::new(Shared { origin, ztocs, hold: Arc::new(hold), series, prefetches });
@@ -198,7 +208,7 @@ fn gone(layer: &Digest) -> FetchError {
 struct Burst {
     shared: Arc<Shared>,
     /// Where prefetch artifacts go that have not come yet.
-    coming: Mutex<HashMap<Digest, watch::Sender<Option<Prefetch>>>>,
+    coming: Mutex<HashMap<Digest, watch::Sender<Option<Bytes>>>>,
     senders: HashMap<Digest, watch::Sender<Arrival>>,
 }
 
@@ -224,11 +234,11 @@ impl Burst {
     fn prefetch(&self, artifact: Resolved) {
         // Taken out, so that whoever waits hears of it whatever comes.
         let Some(sender) = self.coming.lock().remove(&artifact.layer) else { return };
-        let decoded = artifact.bytes.map_err(|error| with_causes(&error));
-        let decoded = decoded.and_then(|bytes| Prefetch::decode(&bytes).map_err(|error| with_causes(&error)));
-        match decoded {
-            Ok(prefetch) => drop(sender.send_replace(Some(prefetch))),
-            Err(error) => tracing::warn!(layer = %artifact.layer, error, "prefetch artifact is not used"),
+        match artifact.bytes {
+            Ok(bytes) => drop(sender.send_replace(Some(bytes))),
+            Err(error) => {
+                tracing::debug!(layer = %artifact.layer, error = %with_causes(&error), "a prefetch artifact does not come");
+            }
         }
     }
 }

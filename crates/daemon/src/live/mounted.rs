@@ -16,6 +16,7 @@ use soci_oci::{BlobSource, Digest, with_causes};
 use soci_snapshotter::SnapshotDir;
 use soci_snapshotter::provider::{DirOwner, ImpliedDir, MAX_REFERENCES, SetbackKind, Xattr};
 use soci_ztoc::{SpanId, Ztoc};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::metrics::{Series, Timing};
 
@@ -80,6 +81,8 @@ pub struct Mounted {
     session: Session,
     /// One per source; each keeps its source in use.
     readers: Mutex<Vec<Arc<LayerReader>>>,
+    /// Cancels what is done for this mount alone.
+    work: Option<DropGuard>,
 }
 
 /// A layer that could not be mounted.
@@ -116,22 +119,30 @@ impl Mounted {
         readers.push(reader);
     }
 
-    /// Has what `prefetch` names fetched first and, in the background, the rest. Returns at once.
-    pub fn fetch_ahead(&self, prefetch: Option<&Prefetch>, background: bool) {
+    /// Has what a prefetch artifact names fetched before anything that is done in the background. Returns at once.
+    pub fn prefetch(&self, artifact: &[u8]) {
         let Some(reader) = self.reader() else { return };
-        match prefetch.map(|artifact| artifact.spans(self.spans)) {
-            Some(Ok(ranges)) => {
+        // A range outside the layer makes it void.
+        match Prefetch::decode(artifact).and_then(|artifact| artifact.spans(self.spans)) {
+            Ok(ranges) => {
                 reader.prefetch(ranges.into_iter().flatten().map(SpanId));
             }
-            // A range outside the layer makes it void.
-            Some(Err(error)) => {
+            Err(error) => {
                 tracing::warn!(layer = %self.layer, error = %with_causes(&error), "prefetch artifact is not used");
             }
-            None => {}
         }
-        if background {
+    }
+
+    /// Has all of the layer fetched in the background. Returns at once.
+    pub fn complete(&self) {
+        if let Some(reader) = self.reader() {
             reader.complete_for(self.image.as_ref().unwrap_or(&self.layer));
         }
+    }
+
+    /// Has `work` end with the mount.
+    pub fn bound_to(&mut self, work: CancellationToken) {
+        self.work = Some(work.drop_guard());
     }
 
     /// Returns where it is mounted.
@@ -202,7 +213,8 @@ pub fn mount(
         Ok(session) => {
             plan.series.observe(Timing::FuseMount, begun.elapsed());
             let Plan { ztoc, image, reference, .. } = plan;
-            Ok(Mounted { ztoc, layer, spans: count, image, reference, session, readers: Mutex::new(readers) })
+            let readers = Mutex::new(readers);
+            Ok(Mounted { ztoc, layer, spans: count, image, reference, session, readers, work: None })
         }
         Err(error) => {
             if let Err(error) = soci_fs::unmount(&mountpoint, Unmount::Detach) {

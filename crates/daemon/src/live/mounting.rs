@@ -20,6 +20,7 @@ use super::Live;
 use super::artifacts::Ready;
 use super::below::Layers;
 use super::content::LocalBlob;
+use super::listed::List;
 use super::mounted::{self, Asked, Failed, Mounted, Plan};
 use super::session::Image;
 use super::ztocs::Ztocs;
@@ -56,7 +57,11 @@ impl Live {
             self.claims.unclaim(at.id());
         }
         let (mounted, implied, layer_size) = mounted?;
-        let mounted = self.admit(at, mounted, ready.prefetch.clone());
+        let list = ready.prefetch.as_ref().map(|coming| {
+            let content = self.local(&layer.namespace);
+            List::coming(coming.clone(), layer.layer, image.repository.clone(), content, at)
+        });
+        let mounted = self.admit(at, mounted, list);
         self.pins.lock().insert(at.id(), vec![self.board.pin(&layer.image.key())]);
         Ok(MountRecord {
             references: vec![Reference::from(layer)],
@@ -68,6 +73,7 @@ impl Live {
             disable_xattrs: ready.disable_xattrs,
             root: mounted.root(),
             implied,
+            prefetch: ready.prefetch.as_ref().map(|coming| coming.artifact),
         })
     }
 
@@ -167,6 +173,7 @@ impl Live {
         let meter = self.metrics.file_system(&record.ztoc, &record.layer, &record.index, &image);
         let reference = reference.map(|reference| reference.image.clone()).unwrap_or_default();
         let series = self.metrics.series(&record.layer);
+        let list = self.recorded_list(record, at)?;
         let (ground, ztocs, at_dir, record) =
             (Arc::clone(&self.ground), Arc::clone(&self.ztocs), at.clone(), record.clone());
         let mounted = tokio::task::spawn_blocking(move || {
@@ -188,8 +195,20 @@ impl Live {
             mounted::mount(&ground, plan, &at_dir, &implied).map_err(|failed| failed.message)
         });
         let mounted = mounted.await.map_err(|error| error.to_string())??;
-        self.admit(at, mounted, None);
+        self.admit(at, mounted, list);
         Ok(())
+    }
+
+    /// Returns the prefetch list that `record` names, where such are used.
+    fn recorded_list(&self, record: &MountRecord, at: &SnapshotDir) -> Result<Option<List>, String> {
+        let (Some(artifact), Some(reference)) = (record.prefetch, record.references.last()) else {
+            return Ok(None);
+        };
+        let list = || {
+            let repository = self.registry.repository(&parse(reference)?);
+            Ok(List::recorded(artifact, record.layer, repository, self.local(&reference.namespace), at))
+        };
+        self.prefetch.then(list).transpose()
     }
 
     /// Whether all that a mount needs is on disk, as far as can be told without reading it. Blocks for a moment.

@@ -19,6 +19,7 @@ use soci_oci::{Digest, FetchClass, FetchContext, FetchErrorKind, Manifest, with_
 use soci_registry::Repository;
 use soci_snapshotter::jobs::Jobs;
 use soci_snapshotter::plan::ResolveErrorKind;
+use soci_snapshotter::provider::ArtifactRef;
 use soci_snapshotter::{LayerRequest, ResolveError};
 use soci_store::ContentStore;
 use tokio_util::sync::CancellationToken;
@@ -312,7 +313,10 @@ impl Sessions {
                 wanted.push(Wanted {
                     layer: layer.digest,
                     series: self.metrics.series(&layer.digest),
-                    prefetch: self.settings.prefetch && index.prefetch(&layer.digest).is_some(),
+                    prefetch: index
+                        .prefetch(&layer.digest)
+                        .filter(|_| self.settings.prefetch)
+                        .map(|prefetch| ArtifactRef { digest: prefetch.digest, size: prefetch.size }),
                 });
             }
         }

@@ -17,6 +17,8 @@ pub(crate) struct Published {
     pub(crate) ztocs: Vec<Digest>,
     /// The SOCI index.
     pub(crate) index: Digest,
+    /// The prefetch artifact of the first layer.
+    pub(crate) prefetch: Option<Digest>,
 }
 
 /// Stores an image of `layers` with a zTOC for each and, for the first, a prefetch artifact that names `spans`.
@@ -83,17 +85,19 @@ fn put(
         }
         artifacts.push(descriptor);
     }
-    if let Some(prefetch) = prefetch {
+    let prefetch = prefetch.map(|prefetch| {
         let bytes = prefetch.encode();
         registry.put_blob(repository, bytes.clone());
         artifacts.push(Prefetch::descriptor(&bytes, &image.layers[0].digest.parse().unwrap()));
-    }
+        Digest::of(&bytes)
+    });
     let index = SociIndex::new(artifacts, None);
     registry.put_blob(repository, &b"{}"[..]);
     let digest = index.digest.to_string();
     registry.put_manifest(repository, &digest, media_type::OCI_MANIFEST, index.bytes.clone());
     let manifest = name_index(registry, repository, &image, &index.digest);
-    Published { image, manifest, reference: registry.image(repository), ztocs, index: index.digest }
+    let (index, reference) = (index.digest, registry.image(repository));
+    Published { image, manifest, reference, ztocs, index, prefetch }
 }
 
 /// Stores the image's manifest with the annotation that names an index, and returns its digest.

@@ -86,6 +86,7 @@ impl LayerProvider for Script {
             disable_xattrs: false,
             root: DirOwner { mode: 0o755, uid: 0, gid: 0 },
             implied: Vec::new(),
+            prefetch: None,
         })
     }
 

@@ -286,6 +286,9 @@ impl Live {
 #[async_trait]
 impl LayerProvider for Live {
     async fn facts(&self, layer: &LayerRequest) -> Result<ImageFacts, ResolveError> {
+        // Held by the image, once there is one.
+        let series = self.metrics.series(&layer.layer);
+        series.resolves(self.sessions.knows(layer));
         let image = self.image(layer).await?;
         let blob = image.manifest.layers.iter().find(|blob| blob.digest == layer.layer);
         Ok(ImageFacts {

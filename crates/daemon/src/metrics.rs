@@ -47,7 +47,8 @@ struct Inner {
     /// The layer of each zTOC, for readers, who only know the latter.
     of_ztoc: Mutex<HashMap<Digest, Digest>>,
     series: Arc<series::All>,
-    /// How long registries took to answer requests for blobs: with content, and with another place.
+    /// How long registries took to answer requests for blobs that nobody has series of: with content, and with another
+    /// place.
     answers: Millis,
     redirects: Millis,
     auth: auth::Numbers,
@@ -101,8 +102,6 @@ impl Metrics {
             "local_mount_failure_count",
             "background_fetch_work_queue_evicted",
             "preresolve_queue_drop",
-            "resolve_cache_hit",
-            "resolve_cache_miss",
         ] {
             scrape.add(&names::OPERATIONS, &["", operation], 0);
         }
@@ -143,7 +142,13 @@ impl MeterFactory for Metrics {
 }
 
 impl soci_registry::Meters for Metrics {
-    fn answered(&self, operation: soci_registry::Operation, status: u16, took: Duration) {
+    fn answered(
+        &self,
+        operation: soci_registry::Operation,
+        blob: Option<&Digest>,
+        status: u16,
+        took: Duration,
+    ) {
         let class = match status {
             200..=299 => "2xx",
             300..=399 => "3xx",
@@ -154,10 +159,16 @@ impl soci_registry::Meters for Metrics {
             400..=499 => "4xx",
             _ => "5xx",
         };
-        match (operation, status) {
-            (soci_registry::Operation::Blob, 200..=299) => self.0.answers.observe(millis(took)),
-            (soci_registry::Operation::Blob, 300..=399) => self.0.redirects.observe(millis(took)),
-            _ => {}
+        let blob = match (operation, status) {
+            (soci_registry::Operation::Blob, 200..=299) => Some((Timing::RegistryGet, &self.0.answers)),
+            (soci_registry::Operation::Blob, 300..=399) => Some((Timing::BlobRedirect, &self.0.redirects)),
+            _ => None,
+        }
+        .map(|(timing, others)| (timing, others, blob.and_then(|blob| self.0.series.known(blob))));
+        match blob {
+            Some((timing, _, Some(series))) => series.observe(timing, took),
+            Some((_, others, None)) => others.observe(millis(took)),
+            None => {}
         }
         self.add(&names::REQUESTS, &[operation_name(operation), class], 1);
     }

@@ -204,6 +204,7 @@ impl Reader {
             }
         }
         let mut call = Call::read(Operation::Blob, Method::GET, format!("blobs/{}", blob.digest));
+        call.blob = Some(blob.digest);
         call.headers = ranged(&wanted);
         call.expect = Expect::Range(wanted.clone(), blob.size);
         let reply = match blob.session.call(&call, &mut self.journey, &self.context).await {
@@ -233,6 +234,7 @@ impl Reader {
         }
         let hop = Hop {
             operation: Operation::Blob,
+            blob: Some(self.blob.digest),
             method: Method::GET,
             url: location.url.clone(),
             origin: location.origin.clone(),
@@ -289,6 +291,7 @@ impl Reader {
             }
             let hop = Hop {
                 operation: Operation::Blob,
+                blob: Some(self.blob.digest),
                 method: Method::GET,
                 url: url.clone(),
                 origin: origin.clone(),

@@ -3,12 +3,15 @@
 use std::fmt;
 use std::time::Duration;
 
+use soci_oci::Digest;
+
 use crate::Operation;
 
-/// Counters. Labels are bounded: operations and status classes.
+/// Counters. Labels are bounded: operations and status classes. A digest is for those who know which ones they count.
 pub trait Meters: Send + Sync + fmt::Debug {
-    /// A host (or the storage it redirected to) answered the head of a request, so long after it was sent.
-    fn answered(&self, _operation: Operation, _status: u16, _took: Duration) {}
+    /// A host (or the storage it redirected to) answered the head of a request, so long after it was sent. A blob that is
+    /// read goes by its digest.
+    fn answered(&self, _operation: Operation, _blob: Option<&Digest>, _status: u16, _took: Duration) {}
     /// A request got no answer.
     fn failed(&self, _operation: Operation) {}
     /// A request is tried again, or a body resumed.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use soci_auth::{Access, AuthAttempt, CredentialScope, Origin};
-use soci_oci::{FetchContext, ImageRef};
+use soci_oci::{Digest, FetchContext, ImageRef};
 use url::Url;
 
 use crate::client::Inner;
@@ -35,6 +35,8 @@ pub(crate) use body::Body;
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     pub(crate) operation: Operation,
+    /// The blob that is read.
+    pub(crate) blob: Option<Digest>,
     pub(crate) method: Method,
     /// Below the repository: `manifests/latest`.
     pub(crate) path: String,
@@ -198,6 +200,7 @@ impl Call {
     pub(crate) fn read(operation: Operation, method: Method, path: String) -> Self {
         Self {
             operation,
+            blob: None,
             method,
             path,
             query: Vec::new(),

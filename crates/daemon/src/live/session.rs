@@ -31,7 +31,7 @@ use super::claims::Claims;
 use super::content::has_all;
 use super::ztocs::Ztocs;
 use crate::config::checked::Discovery;
-use crate::metrics::{Metrics, Series, Timing, names};
+use crate::metrics::{Metrics, Series, Timing};
 use crate::traces;
 
 /// How long an image is remembered after its last use.
@@ -138,6 +138,12 @@ impl Sessions {
         Self { settings, ztocs, claims, metrics, known: Mutex::default(), resolving, tracker, stop }
     }
 
+    /// Whether the image that `layer` belongs to was resolved.
+    pub fn knows(&self, layer: &LayerRequest) -> bool {
+        let known = self.known.lock();
+        known.get(&key(layer)).is_some_and(|known| known.outcome.is_ok() && known.until > Instant::now())
+    }
+
     /// Returns the image that `layer` belongs to, resolving it when it is not known.
     ///
     /// # Errors
@@ -147,14 +153,8 @@ impl Sessions {
         layer: &LayerRequest,
         reach: impl FnOnce() -> (Repository, Arc<dyn ContentStore>),
     ) -> Outcome {
-        let key = (layer.namespace.clone(), layer.manifest, layer.explicit_index);
-        let recalled = self.recall(&key, layer.layer);
-        self.metrics.add(
-            &names::OPERATIONS,
-            &["", if recalled.is_some() { "resolve_cache_hit" } else { "resolve_cache_miss" }],
-            1,
-        );
-        if let Some(outcome) = recalled {
+        let key = key(layer);
+        if let Some(outcome) = self.recall(&key, layer.layer) {
             return outcome;
         }
         let request = DiscoverRequest {
@@ -340,6 +340,10 @@ impl Sessions {
         let manifest = found.image_manifest;
         Ok(Arc::new(Image { manifest, index, repository, content, artifacts, _series: of_index }))
     }
+}
+
+fn key(layer: &LayerRequest) -> Key {
+    (layer.namespace.clone(), layer.manifest, layer.explicit_index)
 }
 
 /// Whether the image needs no registry to be unpacked: all of it is on this machine.

@@ -16,7 +16,7 @@ families! {
     OPERATIONS = "soci_fs_operation_count" Counter ["layer", "operation_type"]
         "Operations, by layer; of the whole daemon where the layer is empty.";
     MILLISECONDS = "soci_fs_operation_duration_milliseconds" Histogram ["layer", "operation_type"]
-        "Duration of slow operations in milliseconds.";
+        "Duration of slow operations in milliseconds, by layer; where the layer is empty, of blobs of no mounted layer, as zTOCs.";
     MICROSECONDS = "soci_fs_operation_duration_microseconds" Histogram ["layer", "operation_type"]
         "Duration of fast operations in microseconds.";
     SERVED = "soci_fs_bytes_served" Counter ["layer", "operation_type"]

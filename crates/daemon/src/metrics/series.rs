@@ -1,9 +1,10 @@
-//! How long slow operations took, by the layer or index they were for.
+//! How long slow operations took, and how often a layer's image was known already, by the layer or index they were for.
 //!
 //! A series is shown while somebody holds it: the image that is being pulled, and each mount of the layer. Then it goes, so
 //! that the number of series is bounded by what is mounted and pulled.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -33,9 +34,13 @@ pub enum Timing {
     ZtocUnmarshal,
     /// Completing the layer in the background.
     BackgroundFetch,
+    /// A request for bytes of the layer, until the head of the answer.
+    RegistryGet,
+    /// A request for bytes of the layer that a registry answered with another place.
+    BlobRedirect,
 }
 
-const TIMINGS: [(Timing, &str); 7] = [
+const TIMINGS: [(Timing, &str); 9] = [
     (Timing::Mount, "mount"),
     (Timing::FuseMount, "fuse_mount"),
     (Timing::MetadataInit, "init_metadata_store"),
@@ -43,12 +48,16 @@ const TIMINGS: [(Timing, &str); 7] = [
     (Timing::ZtocFetch, "ztoc_fetch"),
     (Timing::ZtocUnmarshal, "ztoc_unmarshal"),
     (Timing::BackgroundFetch, "background_fetch"),
+    (Timing::RegistryGet, "remote_registry_get"),
+    (Timing::BlobRedirect, "blob_redirect"),
 ];
 
 /// The durations of one layer or index.
 #[derive(Debug)]
 pub struct Series {
     digest: Digest,
+    /// How often a pull asked for the layer and its image was resolved already, and how often it was not.
+    resolved: [AtomicU64; 2],
     histograms: [Millis; TIMINGS.len()],
     all: Weak<All>,
 }
@@ -64,10 +73,19 @@ impl All {
         if let Some(series) = all.get(digest).and_then(Weak::upgrade) {
             return series;
         }
-        let series =
-            Arc::new(Series { digest: *digest, histograms: Default::default(), all: Arc::downgrade(self) });
+        let series = Arc::new(Series {
+            digest: *digest,
+            resolved: Default::default(),
+            histograms: Default::default(),
+            all: Arc::downgrade(self),
+        });
         all.insert(*digest, Arc::downgrade(&series));
         series
+    }
+
+    /// Returns the series of `digest` where somebody holds it.
+    pub(super) fn known(&self, digest: &Digest) -> Option<Arc<Series>> {
+        self.0.lock().get(digest).and_then(Weak::upgrade)
     }
 
     pub(super) fn collect(&self, scrape: &mut Scrape) {
@@ -86,8 +104,20 @@ impl Series {
         }
     }
 
+    /// Counts a layer that a pull asks for, whose image is `known` or has to be resolved first.
+    pub fn resolves(&self, known: bool) {
+        let [hits, misses] = &self.resolved;
+        if known { hits } else { misses }.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn collect(&self, scrape: &mut Scrape) {
         let digest = self.digest.to_string();
+        for (name, number) in ["resolve_cache_hit", "resolve_cache_miss"].iter().zip(&self.resolved) {
+            let number = number.load(Ordering::Relaxed);
+            if number > 0 {
+                scrape.add(&names::OPERATIONS, &[&digest, name], number);
+            }
+        }
         for ((_, name), histogram) in TIMINGS.iter().zip(&self.histograms) {
             let read = histogram.read();
             if read.0.iter().any(|count| *count > 0) {

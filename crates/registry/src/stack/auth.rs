@@ -139,7 +139,7 @@ async fn connect(
     match answer {
         Ok(mut response) => {
             let status = response.status();
-            inner.meters.answered(hop.operation, status.as_u16(), sent.elapsed());
+            inner.meters.answered(hop.operation, hop.blob.as_ref(), status.as_u16(), sent.elapsed());
             // Without the query, which may be a signature.
             tracing::debug!(
                 method = %hop.method,

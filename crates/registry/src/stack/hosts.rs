@@ -224,6 +224,7 @@ async fn at(
         let deadline = session.exchange_deadline(host, context);
         let trip = Trip {
             operation: call.operation,
+            blob: call.blob,
             method: call.method.clone(),
             url,
             headers: &call.headers,

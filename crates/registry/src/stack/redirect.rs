@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, COOKIE, LOCATION, PROXY_AUTHORIZATION};
 use http::{HeaderMap, Method};
 use soci_auth::{AuthAttempt, Origin, Scheme};
-use soci_oci::FetchContext;
+use soci_oci::{Digest, FetchContext};
 use url::Url;
 
 use super::auth::{self, Refused};
@@ -27,6 +27,8 @@ const MAX_HOPS: usize = 10;
 /// One request to one address.
 pub(crate) struct Hop<'a> {
     pub(crate) operation: Operation,
+    /// The blob that is read.
+    pub(crate) blob: Option<Digest>,
     pub(crate) method: Method,
     pub(crate) url: Url,
     pub(crate) origin: Origin,
@@ -40,6 +42,8 @@ pub(crate) struct Hop<'a> {
 /// A request to follow.
 pub(crate) struct Trip<'a> {
     pub(crate) operation: Operation,
+    /// The blob that is read.
+    pub(crate) blob: Option<Digest>,
     pub(crate) method: Method,
     pub(crate) url: Url,
     /// Headers of the request itself; the host's own are added here.
@@ -79,6 +83,7 @@ pub(crate) async fn follow(
         };
         let hop = Hop {
             operation: trip.operation,
+            blob: trip.blob,
             method: trip.method.clone(),
             url: url.clone(),
             origin: here,

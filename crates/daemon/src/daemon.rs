@@ -21,6 +21,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::config::Config;
 use crate::cri::{Backend, ImageServiceV1, ImageServiceV1Alpha2, Relay, RuntimeService};
+use crate::disk;
 use crate::front::{Behind, Front};
 use crate::grpc::Service;
 use crate::lock::RootLock;
@@ -91,41 +92,8 @@ impl Daemon {
     where
         F: FnOnce(&Options) -> anyhow::Result<Wiring>,
     {
-        let root = options.root.join("snapshotter");
-        make_private(&options.root).with_context(|| format!("root directory {:?}", options.root))?;
-        let lock = RootLock::take(&options.root)?;
-        version::check(&options.root)?;
-        let userxattr = overlay::in_user_namespace();
-        if options.config.check_overlay {
-            make_private(&root).with_context(|| format!("directory {root:?}"))?;
-            match overlay::check(&root, userxattr) {
-                Ok(()) => tracing::debug!("snapshotter is supported"),
-                Err(error) if error.is_full() => {
-                    let error = soci_oci::with_causes(&error);
-                    tracing::warn!(error, "no room to try overlay: remove images to make some");
-                }
-                Err(error) => return Err(error.into()),
-            }
-        } else {
-            tracing::warn!("skipped snapshotter is supported check");
-        }
-        let Wiring { provider, pulls } = wire(&options)?;
-        let settings = Settings {
-            modes: PullModes { min_layer_size: options.config.min_layer_size, strict: options.config.strict },
-            userxattr,
-            observer: observer(options.metrics.clone()),
-        };
-        let (snapshotter, findings) =
-            Snapshotter::open(&root, provider, settings).context("open snapshots")?;
-        for finding in &findings {
-            let error = soci_oci::with_causes(finding);
-            let advice = "to have it again, remove the containers and the image that use it (crictl rm, crictl rmi) and pull";
-            if finding.kept {
-                tracing::warn!(error, advice, "a damaged snapshot is left out; its directory is kept");
-            } else {
-                tracing::warn!(error, advice, "a damaged snapshot is left out");
-            }
-        }
+        let (lock, snapshotter, pulls) =
+            open(&options, wire).map_err(|error| disk::advised(&options.root, error))?;
         let listener = serve::listen(&options.address)?;
         let socket = serve::path_of(&options.address, &listener);
         let (stop, stopped) = oneshot::channel::<()>();
@@ -200,6 +168,48 @@ impl Daemon {
         self.restore.abort();
         self.snapshotter.shutdown(unmount).await;
     }
+}
+
+/// Opens what is beneath the root directory.
+fn open<F>(options: &Options, wire: F) -> anyhow::Result<(RootLock, Snapshotter, Option<Arc<CriStore>>)>
+where
+    F: FnOnce(&Options) -> anyhow::Result<Wiring>,
+{
+    let root = options.root.join("snapshotter");
+    make_private(&options.root).with_context(|| format!("root directory {:?}", options.root))?;
+    let lock = RootLock::take(&options.root)?;
+    version::check(&options.root)?;
+    let userxattr = overlay::in_user_namespace();
+    if options.config.check_overlay {
+        make_private(&root).with_context(|| format!("directory {root:?}"))?;
+        match overlay::check(&root, userxattr) {
+            Ok(()) => tracing::debug!("snapshotter is supported"),
+            Err(error) if error.is_full() => {
+                let error = soci_oci::with_causes(&error);
+                tracing::warn!(error, "no room to try overlay: remove images to make some");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    } else {
+        tracing::warn!("skipped snapshotter is supported check");
+    }
+    let Wiring { provider, pulls } = wire(options)?;
+    let settings = Settings {
+        modes: PullModes { min_layer_size: options.config.min_layer_size, strict: options.config.strict },
+        userxattr,
+        observer: observer(options.metrics.clone()),
+    };
+    let (snapshotter, findings) = Snapshotter::open(&root, provider, settings).context("open snapshots")?;
+    for finding in &findings {
+        let error = soci_oci::with_causes(finding);
+        let advice = "to have it again, remove the containers and the image that use it (crictl rm, crictl rmi) and pull";
+        if finding.kept {
+            tracing::warn!(error, advice, "a damaged snapshot is left out; its directory is kept");
+        } else {
+            tracing::warn!(error, advice, "a damaged snapshot is left out");
+        }
+    }
+    Ok((lock, snapshotter, pulls))
 }
 
 fn make_private(path: &std::path::Path) -> std::io::Result<()> {

@@ -23,7 +23,7 @@ pub enum LockError {
         pid: Option<u32>,
     },
     /// The lock file cannot be used.
-    #[error("lock file {path:?}; the root directory must be on a file system that can be written to")]
+    #[error("lock file {path:?}")]
     Io {
         /// The file.
         path: PathBuf,

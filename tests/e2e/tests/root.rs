@@ -2,17 +2,21 @@
 //! version. Containers keep what they read, images can always be removed, and a daemon that refuses to start says why.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use rustix::mount::{MountFlags, UnmountFlags};
+use serde_json::Value;
+use soci_e2e::binaries::Binaries;
 use soci_e2e::publish::Published;
 use soci_e2e::pull::KUBELET;
+use soci_e2e::stage::StageDir;
 use soci_e2e::state::{PATIENCE, SHOWN};
 use soci_e2e::{Stage, StageOptions, images};
 use soci_testkit::image::{Dialect, Image};
 use soci_testkit::layer_gen::Numbers;
+use soci_testkit::snapshotter::{Options, Snapshotter};
 use soci_testkit::{AuthMode, wait};
 
 fn options() -> Result<StageOptions> {
@@ -140,6 +144,61 @@ fn a_root_in_memory_is_a_root_like_any_other() -> Result<()> {
     let differences = stage.differences(KUBELET, &published, &image, &images::odd_timeless())?;
     assert!(differences.is_empty(), "{}", differences.join("\n"));
     stage.remove_images(&[&published.reference])
+}
+
+/// A first start on a root directory where nothing can be made says why and what to do, and succeeds when that is done.
+fn a_first_start(tmpfs: &str, named: &str, mend: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let directory = StageDir::new()?;
+    let root = directory.path().join("s/root");
+    fs::create_dir_all(&root)?;
+    let size = std::ffi::CString::new(tmpfs)?;
+    rustix::mount::mount("tmpfs", &root, "tmpfs", MountFlags::empty(), size.as_c_str())?;
+    // Whatever there is.
+    Bytes(root.join("filler")).fill()?;
+    let mut number = 0;
+    while number < 64 && fs::write(root.join(number.to_string()), b"").is_ok() {
+        number += 1;
+    }
+    if named.contains("written to") {
+        rustix::mount::mount_remount(&root, MountFlags::RDONLY, c"")?;
+    }
+    let program = Binaries::ours()?.path("soci-snapshotter-grpc");
+    let mut refused = Command::new(&program);
+    refused.arg("--address").arg(directory.path().join("refused.sock")).arg("--root").arg(&root);
+    let config = directory.path().join("config.toml");
+    fs::write(&config, "")?;
+    let output = refused.arg("--config").arg(config).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let fatal: Value = serde_json::from_str(said.lines().next_back().unwrap_or_default())?;
+    let (level, message) = (&fatal["level"], fatal["msg"].as_str().unwrap_or_default());
+    assert_eq!(level, "fatal", "{said}");
+    assert!(message.starts_with(&format!("root directory {root:?} {named}")), "{said}");
+    assert!(message.contains("use another --root"), "{said}");
+    mend(&root)?;
+    let options = Options { program, config: String::new(), env: Vec::new(), log_level: "info".to_owned() };
+    Snapshotter::start(&directory.path().join("s"), options)?;
+    Ok(())
+}
+
+#[test]
+fn a_first_start_on_a_full_disk_says_where_room_is_wanted() -> Result<()> {
+    a_first_start("size=1m", "has no room", |root| Ok(fs::remove_file(root.join("filler"))?))
+}
+
+#[test]
+fn a_first_start_without_inodes_says_where_room_is_wanted() -> Result<()> {
+    a_first_start("size=1m,nr_inodes=40", "has no room", |root| {
+        fs::read_dir(root)?.try_for_each(|entry| Ok(fs::remove_file(entry?.path())?))
+    })
+}
+
+#[test]
+fn a_first_start_on_a_read_only_disk_says_that_it_must_write() -> Result<()> {
+    a_first_start("size=1m", "must be on a file system that can be written to", |root| {
+        rustix::mount::mount_remount(root, MountFlags::empty(), c"")?;
+        Ok(fs::remove_file(root.join("filler"))?)
+    })
 }
 
 /// Starts the daemon, which is expected to refuse, and returns what it says.

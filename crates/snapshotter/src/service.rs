@@ -8,7 +8,7 @@
 //! Mounts are composed anew at each call. A lazily mounted layer that this process does not serve (after a restart, or
 //! because its mount was taken away) is brought back first, from local state.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -275,18 +275,21 @@ impl Snapshotter {
 
     /// List: everything that any of `filters` selects, ordered by name.
     ///
+    /// What builds on a snapshot that was lost is listed as building on none: containerd's collector only comes to what it
+    /// finds from there, and would leave the others for good.
+    ///
     /// # Errors
     /// [`Code::InvalidArgument`] for a filter that does not parse.
     pub fn list(&self, filters: &[String]) -> Result<Vec<Info>, Error> {
         let filter = Filter::parse(filters)?;
-        Ok(self
-            .0
-            .store
-            .list()
-            .iter()
-            .map(|record| record.info())
-            .filter(|info| filter.matches(info))
-            .collect())
+        let records = self.0.store.list();
+        let names: HashSet<&str> = records.iter().map(|record| record.name.as_str()).collect();
+        let listed = records.iter().map(|record| {
+            let info = record.info();
+            let parent = info.parent.filter(|parent| names.contains(parent.as_str()));
+            Info { parent, ..info }
+        });
+        Ok(listed.filter(|info| filter.matches(info)).collect())
     }
 
     /// Usage: what a snapshot itself takes on disk; for a lazy layer, what of it is cached.

@@ -523,6 +523,9 @@ async fn a_pull_on_a_lost_parent_fails_with_a_verdict_and_advice() {
         Snapshotter::open(bench.root.path(), bench.script.clone(), settings).unwrap()
     };
     assert_eq!(findings.len(), 1);
+    let listed = snapshotter.list(&[]).unwrap();
+    assert_eq!((listed.len(), listed[0].parent.as_deref()), (1, None), "for containerd's collector");
+    assert_eq!(snapshotter.stat("sha256:two").unwrap().parent.as_deref(), Some("sha256:one"));
     let request = request("k8s.io", "k3", "sha256:two", Some("sha256:three"));
     let error = snapshotter.prepare(request).await.unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition);

@@ -255,16 +255,29 @@ fn is_whole(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Installs a credential helper that has a login for nobody but the user of that name.
-fn install_helper(guest: &Guest, host: &str) -> Result<()> {
+/// A registry whose credential helper never answers.
+const HANGING: &str = "hanging.example";
+/// What that helper and its child become.
+const HANGS: &str = "sleep 86321";
+
+/// Installs a credential helper that has a login for nobody but the user of that name, and one that becomes that user and
+/// hangs, as does a child of it.
+fn install_helpers(guest: &Guest, host: &str) -> Result<()> {
     let login = guest.root().join("etc/soci-login");
     std::fs::create_dir(&login)?;
-    std::fs::write(login.join("config.json"), json!({ "credHelpers": { host: "nobody" } }).to_string())?;
+    let config = json!({ "credHelpers": { host: "nobody", HANGING: "hanging" } });
+    std::fs::write(login.join("config.json"), config.to_string())?;
     let become_nobody = "#!/bin/sh\ncat >/dev/null\ncat /proc/self/oom_score_adj >/run/helper-score\n\
                          exec setpriv --reuid=nobody --regid=nogroup --clear-groups /usr/local/bin/login-of-nobody\n";
     let answer = json!({ "Username": USER, "Secret": PASSWORD });
     let answer = format!("#!/bin/sh\n[ \"$(id -u):$(id -G)\" = 65534:65534 ] && echo '{answer}'\n");
-    for (name, text) in [("docker-credential-nobody", become_nobody), ("login-of-nobody", answer.as_str())] {
+    let as_nobody = format!("setpriv --reuid=nobody --regid=nogroup --clear-groups {HANGS}");
+    let hang = format!("#!/bin/sh\n{as_nobody} &\n{as_nobody} &\ntouch /run/helper-hangs\nwait\n");
+    for (name, text) in [
+        ("docker-credential-nobody", become_nobody),
+        ("login-of-nobody", answer.as_str()),
+        ("docker-credential-hanging", hang.as_str()),
+    ] {
         let file = guest.root().join("usr/local/bin").join(name);
         std::fs::write(&file, text)?;
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?;
@@ -311,7 +324,7 @@ fn systemd_starts_restarts_and_watches_the_daemon_and_its_mounts_are_seen() -> R
     let mut guest = Guest::new()?;
     let package = package_for(&guest)?;
     let published = publish(&guest)?;
-    install_helper(&guest, &published.backstage.registry.host())?;
+    install_helpers(&guest, &published.backstage.registry.host())?;
     std::fs::write(guest.root().join("etc/soci-login/ca.pem"), published.backstage.registry.ca_pem())?;
     let environment = "DOCKER_CONFIG=/etc/soci-login\nSSL_CERT_FILE=/etc/soci-login/ca.pem\n";
     std::fs::write(guest.root().join("etc/default/soci-snapshotter-grpc"), environment)?;
@@ -357,6 +370,16 @@ fn systemd_starts_restarts_and_watches_the_daemon_and_its_mounts_are_seen() -> R
     // The login came from a helper that became another user, and that the kernel does not spare when memory is short; whether
     // it spares the daemon depends on what this machine allows.
     assert_eq!(guest.run("cat", &["/run/helper-score"])?.trim(), "0");
+    // One that hangs is killed at its deadline with all that it started, whatever user they became.
+    let line = format!("soci auth explain --daemon {HANGING}/app:1 || true");
+    let said = guest.run("sh", &["-c", &line])?;
+    assert!(said.contains("no answer within"), "{said}");
+    assert!(root.join("run/helper-hangs").exists(), "it did not run");
+    let killed = wait::until(PATIENCE, || {
+        let processes = guest.run("ps", &["-eo", "args"]).ok()?;
+        (!processes.lines().any(|line| line.contains(HANGS))).then_some(())
+    });
+    assert!(killed.is_some(), "a helper that hangs is left behind");
     let fuse = || -> Result<Vec<String>> {
         let text = guest.run("cat", &["/proc/1/mountinfo"])?;
         let points = text.lines().filter(|line| line.contains(" fuse.soci "));

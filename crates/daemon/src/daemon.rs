@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::config::Config;
-use crate::cri::{Backend, ImageServiceV1, ImageServiceV1Alpha2, Relay, RuntimeService};
+use crate::cri::{Backend, ImageV1, ImageV1Alpha2, Relay, Relayed, RuntimeV1};
 use crate::disk;
 use crate::front::{Behind, Front};
 use crate::grpc::Service;
@@ -111,9 +111,9 @@ impl Daemon {
             .initial_connection_window_size(WINDOW)
             .http2_max_header_list_size(MAX_HEADERS)
             .add_service(service)
-            .add_optional_service(relay.clone().map(ImageServiceV1))
-            .add_optional_service(relay.clone().map(ImageServiceV1Alpha2))
-            .add_optional_service(relay.map(|_| RuntimeService));
+            .add_optional_service(relay.clone().map(Relayed::<ImageV1>::by))
+            .add_optional_service(relay.clone().map(Relayed::<ImageV1Alpha2>::by))
+            .add_optional_service(relay.map(Relayed::<RuntimeV1>::by));
         let server = Front::start(move || async move {
             let listener = UnixListenerStream::new(UnixListener::from_std(listener)?);
             let stopped = async {

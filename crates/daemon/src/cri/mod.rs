@@ -17,4 +17,4 @@ mod tests;
 
 pub(crate) use backend::Backend;
 pub(crate) use relay::Relay;
-pub(crate) use service::{ImageServiceV1, ImageServiceV1Alpha2, RuntimeService};
+pub(crate) use service::{ImageV1, ImageV1Alpha2, Relayed, RuntimeV1};

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::HeaderValue;
 use soci_snapshotter::service::Unmount;
-use soci_testkit::log;
-use support::kubelet::{LONG, Node, connect_as_nobody, ended, field, framed, http2, image_call, raw};
+use soci_testkit::{frames, log};
+use support::kubelet::{LONG, Node, connect_as_nobody, ended, field, framed, http2, image_call};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -93,8 +93,8 @@ async fn a_mebibyte_of_metadata(node: &Node) {
 
 async fn half_a_frame(node: &Node) {
     let mut stream = UnixStream::connect(node.socket()).await.unwrap();
-    let mut bytes = raw::opening("PullImage", "localhost");
-    let whole = raw::frame(0, 1, 1, &pull("reg.example/half:1"));
+    let mut bytes = frames::opening("PullImage", "localhost");
+    let whole = frames::frame(0, 1, 1, &pull("reg.example/half:1"));
     bytes.extend(&whole[..whole.len() - 3]);
     stream.write_all(&bytes).await.unwrap();
     stream.shutdown().await.unwrap();

@@ -16,9 +16,8 @@ use soci_snapshotter::service::Unmount;
 use soci_snapshotter_grpc::peers::REFUSAL;
 use soci_snapshotter_grpc::proto::snapshots as wire;
 use soci_snapshotter_grpc::proto::snapshots::snapshots_client::SnapshotsClient;
-use support::kubelet::{
-    LONG, Node, call_of, connect_as_nobody, ended, field, framed, http2, image_call, raw,
-};
+use soci_testkit::frames;
+use support::kubelet::{LONG, Node, call_of, connect_as_nobody, ended, field, framed, http2, image_call};
 use support::{client, labels};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -182,8 +181,8 @@ async fn a_backend_that_hangs_or_is_away_hurts_no_snapshot_call() {
 
 /// What becomes of a call whose `:authority` has these bytes: its gRPC status, or nothing when HTTP/2 refuses it.
 async fn with_authority(socket: &Path, authority: &str) -> Option<String> {
-    let mut bytes = raw::opening("ImageStatus", authority);
-    bytes.extend(raw::frame(0, 1, 1, &framed(b"")));
+    let mut bytes = frames::opening("ImageStatus", authority);
+    bytes.extend(frames::frame(0, 1, 1, &framed(b"")));
     let mut stream = UnixStream::connect(socket).await.unwrap();
     stream.write_all(&bytes).await.unwrap();
     let mut answered = false;

@@ -1,5 +1,6 @@
 //! A client of the container runtime interface, as the kubelet would be: images here, pods in [`runtime`].
 
+pub mod cut;
 pub mod fake;
 pub mod load;
 pub mod runtime;
@@ -74,6 +75,28 @@ impl ImageService {
         namespace: &str,
     ) -> Result<String, tonic::Status> {
         let request = pull_request(image, auth, namespace);
+        let mut client = self.client();
+        Ok(self.0.runtime.block_on(client.pull_image(request))?.into_inner().image_ref)
+    }
+
+    /// Pulls as [`Self::pull`] does, with metadata of the caller's.
+    ///
+    /// # Errors
+    /// What the service answers.
+    ///
+    /// # Panics
+    /// Where a name or a value is none of HTTP.
+    pub fn pull_with(
+        &self,
+        image: &str,
+        auth: Option<AuthConfig>,
+        metadata: &[(String, String)],
+    ) -> Result<String, tonic::Status> {
+        let mut request = tonic::Request::new(pull_request(image, auth, "default"));
+        for (name, value) in metadata {
+            let name: tonic::metadata::AsciiMetadataKey = name.parse().expect("a name of a header");
+            request.metadata_mut().insert(name, value.parse().expect("a value of a header"));
+        }
         let mut client = self.client();
         Ok(self.0.runtime.block_on(client.pull_image(request))?.into_inner().image_ref)
     }

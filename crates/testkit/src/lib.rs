@@ -10,6 +10,7 @@ pub mod containerd;
 #[cfg(feature = "containerd")]
 pub mod cri;
 pub mod faults;
+pub mod frames;
 mod http;
 pub mod image;
 pub mod kube_api;

@@ -8,12 +8,15 @@
 pub mod archive;
 pub mod binaries;
 pub mod cache;
+pub mod children;
 pub mod clock;
 pub mod containerd2;
 pub mod guest;
 pub mod images;
 pub mod interrupt;
+pub mod keyring;
 pub mod layout;
+pub mod planted;
 pub mod publish;
 pub mod pull;
 pub mod rootfs;

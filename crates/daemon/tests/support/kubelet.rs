@@ -169,33 +169,3 @@ pub(crate) async fn connect_as_nobody(socket: &Path) -> UnixStream {
     stream.set_nonblocking(true).unwrap();
     UnixStream::from_std(stream).unwrap()
 }
-
-/// HTTP/2 by hand, for what no client library sends.
-pub(crate) mod raw {
-    /// Returns a frame.
-    pub(crate) fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
-    }
-
-    /// Returns the opening of a connection and of an image call, whose body is to follow.
-    pub(crate) fn opening(method: &str, authority: &str) -> Vec<u8> {
-        // Headers as literals that are not indexed.
-        let literal = |name: &str, value: &str| {
-            let length = |text: &str| u8::try_from(text.len()).unwrap();
-            [&[0, length(name)], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
-        };
-        let headers = [
-            literal(":method", "POST"),
-            literal(":scheme", "http"),
-            literal(":path", &format!("/runtime.v1.ImageService/{method}")),
-            literal(":authority", authority),
-            literal("content-type", "application/grpc"),
-            literal("te", "trailers"),
-        ];
-        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-        bytes.extend(frame(4, 0, 0, &[]));
-        bytes.extend(frame(1, 4, 1, &headers.concat()));
-        bytes
-    }
-}

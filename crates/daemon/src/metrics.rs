@@ -159,16 +159,16 @@ impl soci_registry::Meters for Metrics {
             400..=499 => "4xx",
             _ => "5xx",
         };
-        let blob = match (operation, status) {
+        let timed = match (operation, status) {
             (soci_registry::Operation::Blob, 200..=299) => Some((Timing::RegistryGet, &self.0.answers)),
             (soci_registry::Operation::Blob, 300..=399) => Some((Timing::BlobRedirect, &self.0.redirects)),
             _ => None,
-        }
-        .map(|(timing, others)| (timing, others, blob.and_then(|blob| self.0.series.known(blob))));
-        match blob {
-            Some((timing, _, Some(series))) => series.observe(timing, took),
-            Some((_, others, None)) => others.observe(millis(took)),
-            None => {}
+        };
+        if let Some((timing, others)) = timed {
+            match blob.and_then(|blob| self.0.series.known(blob)) {
+                Some(series) => series.observe(timing, took),
+                None => others.observe(millis(took)),
+            }
         }
         self.add(&names::REQUESTS, &[operation_name(operation), class], 1);
     }

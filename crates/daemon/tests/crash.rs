@@ -8,25 +8,16 @@ use std::ffi::CString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
 use soci_snapshotter_grpc::proto::snapshots as wire;
 use soci_testkit::layer_gen::Numbers;
 use soci_testkit::{Action, Fault, Matcher};
-use support::Client;
 use support::image::{Published, publish};
 use support::stage::{CONFIG, Stage, chains, layers, pull_layer, refused, registry};
+use support::{Client, until};
 use tonic::Code;
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !holds().await {
-        assert!(Instant::now() < deadline, "waited too long until {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
 
 /// Makes a container of the image and compares its files with those of the layers.
 async fn check(stage: &mut Stage, published: &Published, big: &[u8]) {

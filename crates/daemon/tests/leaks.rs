@@ -14,6 +14,7 @@ use http::HeaderValue;
 use soci_snapshotter::service::Unmount;
 use soci_testkit::{frames, log};
 use support::kubelet::{LONG, Node, connect_as_nobody, ended, field, framed, http2, image_call};
+use support::until;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -62,14 +63,6 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -129,7 +122,7 @@ async fn half_a_pull(node: &Node, calls: &AtomicUsize) {
     let mut kubelet = node.kubelet().await;
     let call = kubelet.send_request(image_call("PullImage", pull("reg.example/hangs:1")));
     let call = tokio::spawn(call);
-    until("containerd works on it", || calls.load(Ordering::SeqCst) == 1).await;
+    until("containerd works on it", async || calls.load(Ordering::SeqCst) == 1).await;
     call.abort();
 }
 

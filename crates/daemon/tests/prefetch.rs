@@ -4,24 +4,15 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
-
 use rustix::process::Signal;
 use soci_testkit::{Action, Fault, Matcher, TestRegistry};
 use support::image::{Published, publish_with_prefetch};
 use support::stage::{CONFIG, Stage, layers, registry};
+use support::until;
 
 /// No containerd; layers are completed in the background.
 const BACKGROUND: &str = "[content_store]\ncontainerd_address = '/nonexistent/c.sock'\n[blob]\nfetching_timeout_sec = 5\n[http]\nMaxRetries = 1\n";
 const PREFETCH: &str = "[prefetch]\nenable = true\n";
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !holds().await {
-        assert!(Instant::now() < deadline, "waited too long until {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
 
 /// A layer that is mounted; nothing that `away` says was fetched of it.
 async fn pulled(config: &str, away: impl FnOnce(&Published) -> String) -> (TestRegistry, Published, Stage) {

@@ -4,24 +4,17 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use soci_snapshotter_grpc::proto::snapshots as wire;
 use soci_testkit::TestRegistry;
 use support::image::{Published, publish, publish_with_prefetch};
 use support::stage::{CONFIG, Stage, chains, layers, registry};
+use support::until;
 
 /// No containerd; layers are completed in the background.
 const BACKGROUND: &str =
     "[content_store]\ncontainerd_address = '/nonexistent/c.sock'\n[blob]\nfetching_timeout_sec = 30\n";
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !holds().await {
-        assert!(Instant::now() < deadline, "waited too long until {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
 
 async fn read(path: PathBuf) -> Vec<u8> {
     tokio::task::spawn_blocking(move || std::fs::read(path).unwrap()).await.unwrap()

@@ -1,10 +1,10 @@
 //! What the API server did wrong, and what is done about it.
 
 use std::error::Error;
-use std::io;
 use std::time::Duration;
 
 use kube::core::Status;
+use soci_oci::causes;
 
 /// The most of a message of the API server that is passed on, in bytes: a proxy may answer with a whole page.
 const MAX_MESSAGE: usize = 300;
@@ -158,20 +158,6 @@ fn told(status: &Status) -> String {
 
 fn is_tls(error: &(dyn Error + 'static)) -> bool {
     causes(error).any(|cause| cause.is::<rustls::Error>())
-}
-
-/// Returns an error and all that stands behind it.
-pub(crate) fn causes<'a>(
-    error: &'a (dyn Error + 'static),
-) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| {
-        let error: &'a (dyn Error + 'static) = *error;
-        // An I/O error holds another inside instead of naming it as its source.
-        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner as _),
-            None => error.source(),
-        }
-    })
 }
 
 #[cfg(test)]

@@ -21,11 +21,12 @@ use kube::Client;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::{Request, Status};
 use rand::Rng;
+use soci_oci::causes;
 use tokio::time::timeout;
 
 use crate::answer;
 use crate::back_off::BackOff;
-use crate::failure::{Failure, Remedy, causes};
+use crate::failure::{Failure, Remedy};
 use crate::object::{Page, PullSecret};
 use crate::reading::{Buffer, Read};
 use crate::secret::SecretType;

@@ -20,7 +20,7 @@ pub mod platform;
 pub mod reference;
 
 pub use blob::{BlobSource, BlobStream, FetchClass, FetchContext, FetchError, FetchErrorKind, Priority};
-pub use causes::with_causes;
+pub use causes::{causes, with_causes};
 pub use descriptor::Descriptor;
 pub use digest::{Digest, DigestError, Hasher};
 pub use labels::SnapshotLabels;

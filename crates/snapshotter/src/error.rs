@@ -1,8 +1,9 @@
 //! What a caller is told when an operation fails.
 
-use soci_oci::with_causes;
 use std::fmt;
 use std::sync::Arc;
+
+use soci_oci::with_causes;
 
 /// containerd's classes of errors; each is one gRPC status code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,8 +1,9 @@
 //! Our own configuration, and whether the daemon answers.
 
-use soci_oci::with_causes;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use soci_oci::with_causes;
 
 use super::{Finding, Level, shown};
 use crate::Config;

@@ -12,6 +12,7 @@ pub(crate) mod stage;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
@@ -24,6 +25,15 @@ use soci_snapshotter::{
 use soci_snapshotter_grpc::proto::snapshots::snapshots_client::SnapshotsClient;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
+
+/// Waits until `holds`.
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "waited too long until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
 
 pub(crate) type Client = SnapshotsClient<Channel>;
 

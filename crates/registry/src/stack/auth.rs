@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http::header::{AUTHORIZATION, LOCATION};
 use soci_auth::{AuthAttempt, MAX_ANSWER, Next, Origin, Refusal, TokenHttp, TokenHttpError, policy};
+use soci_oci::{FetchContext, with_causes};
 use url::Url;
 
 use super::redirect::Hop;
@@ -19,7 +20,6 @@ use super::{Body, Session, limit, until};
 use crate::client::Inner;
 use crate::hosts::Host;
 use crate::transport::{Failure, FailureKind, Patience, Route, TlsIdentity, Wire};
-use soci_oci::{FetchContext, with_causes};
 
 /// Redirects of a token request on its own origin.
 const MAX_TOKEN_HOPS: usize = 3;

@@ -2,7 +2,8 @@
 
 use std::error::Error;
 use std::fmt;
-use std::io;
+
+use soci_oci::causes;
 
 /// What kind of trouble it was, as far as a decision depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,19 +74,6 @@ impl Failure {
             FailureKind::Connect | FailureKind::Timeout | FailureKind::Broken => true,
             FailureKind::Certificate | FailureKind::Address | FailureKind::Local => false,
         }
-    }
-}
-
-/// Walks the causes, also through `io::Error`, whose own `source` skips what it wraps.
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    // A chain of causes is short; a cycle is not possible but cheap to exclude.
-    std::iter::successors(Some(error), |error| cause(*error)).take(32)
-}
-
-fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
-    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-        Some(inner) => Some(inner as &(dyn Error + 'static)),
-        None => error.source(),
     }
 }
 

@@ -5,9 +5,11 @@
 //! `"`; the value of `~=` also with `/` or `|`, so that a regular expression needs no doubled backslashes. containerd
 //! itself asks such a filter after each Prepare that answers "already exists", so a difference here fails pulls.
 
+use std::collections::BTreeMap;
+
 use regex::Regex;
 
-use crate::records::{Info, Kind};
+use crate::records::Kind;
 use crate::{Code, Error};
 
 /// The longest filter accepted, in bytes: chain ids, names and labels are far shorter.
@@ -19,10 +21,33 @@ const MAX_REGEX: usize = 1 << 20;
 #[derive(Debug, Clone)]
 pub struct Filter(Vec<Vec<Selector>>);
 
+/// What filters can ask of a snapshot, borrowed: all snapshots of a node are looked at for each layer of a pull.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// Its name, or key while it is not committed.
+    pub name: &'a str,
+    /// Name of the snapshot it builds on.
+    pub parent: Option<&'a str>,
+    /// What it is for.
+    pub kind: Kind,
+    /// Its labels.
+    pub labels: &'a BTreeMap<String, String>,
+}
+
 #[derive(Debug, Clone)]
 struct Selector {
-    path: Vec<String>,
+    field: Field,
     test: Test,
+}
+
+#[derive(Debug, Clone)]
+enum Field {
+    Name,
+    Parent,
+    Kind,
+    Label(String),
+    /// Of nothing that a snapshot has: never present.
+    Unknown,
 }
 
 #[derive(Debug, Clone)]
@@ -47,16 +72,16 @@ impl Filter {
             .map(Self)
     }
 
-    /// Whether `info` is selected.
-    pub fn matches(&self, info: &Info) -> bool {
+    /// Whether `subject` is selected.
+    pub fn matches(&self, subject: &Subject<'_>) -> bool {
         self.0.is_empty()
-            || self.0.iter().any(|selectors| selectors.iter().all(|selector| selector.holds(info)))
+            || self.0.iter().any(|selectors| selectors.iter().all(|selector| selector.holds(subject)))
     }
 }
 
 impl Selector {
-    fn holds(&self, info: &Info) -> bool {
-        let value = field(info, &self.path);
+    fn holds(&self, subject: &Subject<'_>) -> bool {
+        let value = self.field.of(subject);
         match &self.test {
             Test::Present => value.is_some(),
             Test::Equal(wanted) => value == Some(wanted.as_str()),
@@ -68,18 +93,29 @@ impl Selector {
     }
 }
 
-fn field<'a>(info: &'a Info, path: &[String]) -> Option<&'a str> {
-    let (first, rest) = path.split_first()?;
-    match first.as_str() {
-        "name" => Some(&info.name),
-        "parent" => Some(info.parent.as_deref().unwrap_or_default()),
-        "kind" => Some(match info.kind {
-            Kind::View => "view",
-            Kind::Active => "active",
-            Kind::Committed => "committed",
-        }),
-        "labels" => info.labels.get(&rest.join(".")).map(String::as_str),
-        _ => None,
+impl Field {
+    fn at(path: &[String]) -> Self {
+        match path.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+            Some(("name", _)) => Self::Name,
+            Some(("parent", _)) => Self::Parent,
+            Some(("kind", _)) => Self::Kind,
+            Some(("labels", rest)) => Self::Label(rest.join(".")),
+            _ => Self::Unknown,
+        }
+    }
+
+    fn of<'a>(&self, subject: &Subject<'a>) -> Option<&'a str> {
+        match self {
+            Self::Name => Some(subject.name),
+            Self::Parent => Some(subject.parent.unwrap_or_default()),
+            Self::Kind => Some(match subject.kind {
+                Kind::View => "view",
+                Kind::Active => "active",
+                Kind::Committed => "committed",
+            }),
+            Self::Label(label) => subject.labels.get(label).map(String::as_str),
+            Self::Unknown => None,
+        }
     }
 }
 
@@ -149,8 +185,9 @@ impl<'a> Parser<'a> {
             self.next();
             path.push(self.field()?);
         }
+        let field = Field::at(&path);
         if matches!(self.peek(), None | Some(',')) {
-            return Ok(Selector { path, test: Test::Present });
+            return Ok(Selector { field, test: Test::Present });
         }
         self.skip_space();
         let operator = self.while_true(|character| matches!(character, '=' | '!' | '~'));
@@ -160,7 +197,7 @@ impl<'a> Parser<'a> {
             "~=" => Test::Matches(compile(&self.value(true)?)),
             _ => return Err(self.error("expected an operator (\"==\"|\"!=\"|\"~=\")")),
         };
-        Ok(Selector { path, test })
+        Ok(Selector { field, test })
     }
 
     fn field(&mut self) -> Result<String, Error> {
@@ -267,25 +304,23 @@ fn compile(expression: &str) -> Option<Regex> {
 mod tests {
     use super::*;
 
-    fn info() -> Info {
+    fn selects(filter: &Filter) -> bool {
         let labels = [
             ("containerd.io/snapshot.ref", "sha256:aa"),
             ("plain", "a/b c"),
             ("empty", ""),
             ("a.b", "dotted"),
         ];
-        Info {
-            name: "k8s.io/3/sha256:aa".into(),
-            parent: Some("k8s.io/2/sha256:bb".into()),
+        filter.matches(&Subject {
+            name: "k8s.io/3/sha256:aa",
+            parent: Some("k8s.io/2/sha256:bb"),
             kind: Kind::Committed,
-            labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-            created: std::time::UNIX_EPOCH,
-            updated: std::time::UNIX_EPOCH,
-        }
+            labels: &labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        })
     }
 
     fn matches(filters: &[&str]) -> bool {
-        Filter::parse(filters).unwrap_or_else(|error| panic!("{filters:?}: {error}")).matches(&info())
+        selects(&Filter::parse(filters).unwrap_or_else(|error| panic!("{filters:?}: {error}")))
     }
 
     #[test]
@@ -368,7 +403,7 @@ mod tests {
         #[test]
         fn no_input_panics(filter in "\\PC{0,40}") {
             if let Ok(filter) = Filter::parse(&[filter]) {
-                filter.matches(&info());
+                selects(&filter);
             }
         }
     }

@@ -26,7 +26,7 @@ pub mod usage;
 pub mod verdict;
 
 pub use error::{Code, Error};
-pub use filter::Filter;
+pub use filter::{Filter, Subject};
 pub use mounts::Mount;
 pub use plan::{
     ImageFacts, Intent, LayerFacts, LayerRequest, Next, PreparePlan, PullModes, Reason, ResolveError, Setback,

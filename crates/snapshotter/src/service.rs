@@ -27,7 +27,7 @@ use crate::provider::{Ancestor, LayerProvider, RestoreError, SnapshotDir};
 use crate::records::{Info, Kind, Record, Usage};
 use crate::store::{Draft, Finding, OpenError, Store, Written};
 use crate::verdict::{Observer, Outcome, Verdicts};
-use crate::{Code, Error, Filter, reclaim, usage};
+use crate::{Code, Error, Filter, Subject, reclaim, usage};
 
 mod layer;
 
@@ -284,12 +284,13 @@ impl Snapshotter {
         let filter = Filter::parse(filters)?;
         let records = self.0.store.list();
         let names: HashSet<&str> = records.iter().map(|record| record.name.as_str()).collect();
-        let listed = records.iter().map(|record| {
-            let info = record.info();
-            let parent = info.parent.filter(|parent| names.contains(parent.as_str()));
-            Info { parent, ..info }
+        let listed = records.iter().filter_map(|record| {
+            let parent = record.parent.as_deref().filter(|parent| names.contains(parent));
+            let subject = Subject { name: &record.name, parent, kind: record.kind, labels: &record.labels };
+            // Cloned only when it is selected: a pull asks for one, and a label may be kilobytes long.
+            filter.matches(&subject).then(|| Info { parent: parent.map(str::to_owned), ..record.info() })
         });
-        Ok(listed.filter(|info| filter.matches(info)).collect())
+        Ok(listed.collect())
     }
 
     /// Usage: what a snapshot itself takes on disk; for a lazy layer, what of it is cached.

@@ -1,13 +1,15 @@
 //! Buffers that are used again.
 //!
 //! Inflating into pages the kernel has just handed out costs a quarter of the time, so buffers of span size and of read
-//! size go back to a free list when the last slice of them is dropped. The list keeps a bounded number of bytes; what is
-//! beyond goes back to the system. Content of an earlier use is still in a buffer when it is handed out: whoever takes
+//! size go back to a free list when the last slice of them is dropped. The list keeps a bounded number of bytes; beyond it
+//! those that were not used for longest go back to the system: spans of one layer are of a size, and what is left of
+//! another layer's work must not hold their place. Content of an earlier use is still in a buffer when it is handed out: whoever takes
 //! one writes every byte that it lets others see.
 //!
 //! Each buffer is an anonymous map of its own. An allocator that gets megabytes back keeps them (glibc raises its
 //! threshold for maps with the first that is freed), and the memory of a daemon would be what its busiest second took.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -28,7 +30,8 @@ pub(crate) struct Buffers {
 
 #[derive(Default)]
 struct Free {
-    list: Vec<Memory>,
+    /// Least recently used first.
+    list: VecDeque<Memory>,
     bytes: usize,
 }
 
@@ -84,16 +87,17 @@ impl Buffers {
     pub(crate) fn take(self: &Arc<Self>, len: usize) -> Buffer {
         let wanted = len.max(1).div_ceil(GRAIN).saturating_mul(GRAIN);
         let mut free = self.free.lock();
+        // Of those that fit equally well the last used: it is in the processor's cache.
         let best = free
             .list
             .iter()
             .enumerate()
+            .rev()
             .filter(|(_, held)| held.len() >= wanted && held.len() / 2 <= wanted)
             .min_by_key(|(_, held)| held.len())
             .map(|(at, _)| at);
-        let bytes = match best {
-            Some(at) => {
-                let held = free.list.swap_remove(at);
+        let bytes = match best.and_then(|at| free.list.remove(at)) {
+            Some(held) => {
                 free.bytes -= held.len();
                 held
             }
@@ -117,15 +121,22 @@ impl Buffers {
     }
 
     fn give_back(&self, bytes: Memory) {
-        let mut free = self.free.lock();
-        if free.bytes + bytes.len() <= self.keep {
-            free.bytes += bytes.len();
-            free.list.push(bytes);
-        } else {
-            // Unmapping takes a while.
-            drop(free);
-            drop(bytes);
+        if bytes.len() > self.keep {
+            return;
         }
+        let mut free = self.free.lock();
+        free.bytes += bytes.len();
+        free.list.push_back(bytes);
+        let mut over = Vec::new();
+        while free.bytes > self.keep
+            && let Some(oldest) = free.list.pop_front()
+        {
+            free.bytes -= oldest.len();
+            over.push(oldest);
+        }
+        // Unmapping takes a while.
+        drop(free);
+        drop(over);
     }
 }
 
@@ -209,6 +220,19 @@ mod tests {
         assert_eq!(buffers.free_bytes(), 3 * GRAIN);
         buffers.trim();
         assert_eq!(buffers.free_bytes(), 0);
+    }
+
+    #[test]
+    fn what_was_used_last_is_kept() {
+        let buffers = Buffers::new(10 * GRAIN);
+        drop([buffers.take(GRAIN), buffers.take(3 * GRAIN), buffers.take(3 * GRAIN)]);
+        let span = buffers.take(9 * GRAIN);
+        let address = span.as_ptr();
+        drop(span);
+        assert_eq!(buffers.free_bytes(), 9 * GRAIN);
+        // One that is larger than all that may be kept takes nobody's place.
+        drop(buffers.take(11 * GRAIN));
+        assert_eq!(buffers.take(9 * GRAIN).as_ptr(), address);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use soci_oci::{FetchClass, Priority};
 use tokio::sync::oneshot;
 
-/// The budget. Lock order: its lock is taken last and no other is taken under it.
+/// The budget. Lock order: its lock is taken last, and under it only priorities are looked at.
 #[derive(Debug)]
 pub(crate) struct Budget {
     state: Mutex<State>,

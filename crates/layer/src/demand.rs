@@ -61,12 +61,6 @@ impl Demand {
             let _changed = tokio::time::timeout_at(quiet, counts.changed()).await;
         }
     }
-
-    /// Waits until `priority` is no longer that of background work.
-    pub(crate) async fn raised(&self, priority: &Priority) {
-        let mut counts = self.count.subscribe();
-        let _count = counts.wait_for(|_| priority.class() > FetchClass::Background).await;
-    }
 }
 
 impl Drop for Demanding {

@@ -322,7 +322,7 @@ impl Range<'_> {
                     tokio::select! {
                         biased;
                         // A reader who joins does not wait for the bandwidth limit.
-                        () = shared.demand.raised(priority) => {}
+                        () = priority.reaches(FetchClass::Prefetch) => {}
                         () = shared.background.pace(bytes.len()) => {}
                     }
                     return Ok(bytes);

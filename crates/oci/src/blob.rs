@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use event_listener::Event;
 use futures::Stream;
 
 /// Bytes of a blob in order: exactly the range asked for, or an error as the last item.
@@ -72,28 +73,47 @@ pub enum FetchClass {
     OnDemand = 3,
 }
 
-/// The class of a fetch, which only ever rises.
+/// The class of a fetch, which only ever rises. Clones are one.
 #[derive(Debug, Clone)]
-pub struct Priority(Arc<AtomicU8>);
+pub struct Priority(Arc<Class>);
+
+#[derive(Debug)]
+struct Class {
+    present: AtomicU8,
+    risen: Event,
+}
 
 impl Priority {
     /// Returns a priority that starts at `class`.
     pub fn new(class: FetchClass) -> Self {
-        Self(Arc::new(AtomicU8::new(class as u8)))
+        Self(Arc::new(Class { present: AtomicU8::new(class as u8), risen: Event::new() }))
     }
 
     /// Raises the priority to `class` unless it is higher already.
     pub fn raise(&self, class: FetchClass) {
-        self.0.fetch_max(class as u8, Ordering::Relaxed);
+        if self.0.present.fetch_max(class as u8, Ordering::SeqCst) < class as u8 {
+            self.0.risen.notify(usize::MAX);
+        }
     }
 
     /// Returns the present class.
     pub fn class(&self) -> FetchClass {
-        match self.0.load(Ordering::Relaxed) {
+        match self.0.present.load(Ordering::SeqCst) {
             0 => FetchClass::Background,
             1 => FetchClass::Prefetch,
             2 => FetchClass::ReadAhead,
             _ => FetchClass::OnDemand,
+        }
+    }
+
+    /// Waits until the priority is `class` or higher.
+    pub async fn reaches(&self, class: FetchClass) {
+        while self.class() < class {
+            let risen = self.0.risen.listen();
+            // It may have risen before it was listened for.
+            if self.class() < class {
+                risen.await;
+            }
         }
     }
 }
@@ -168,6 +188,8 @@ impl std::error::Error for FetchError {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
@@ -176,5 +198,16 @@ mod tests {
         priority.clone().raise(FetchClass::OnDemand);
         priority.raise(FetchClass::Prefetch);
         assert_eq!(priority.class(), FetchClass::OnDemand);
+    }
+
+    #[test]
+    fn who_waits_for_a_class_hears_of_it_and_of_a_higher_one() {
+        let priority = Priority::new(FetchClass::Prefetch);
+        assert!(priority.reaches(FetchClass::Prefetch).now_or_never().is_some());
+        let mut waiting = Box::pin(priority.reaches(FetchClass::ReadAhead));
+        priority.raise(FetchClass::Background);
+        assert!(waiting.as_mut().now_or_never().is_none());
+        priority.raise(FetchClass::OnDemand);
+        assert!(waiting.now_or_never().is_some());
     }
 }

@@ -1,12 +1,11 @@
 //! How many requests a host gets at a time, with a reserve for work that somebody waits for.
 //!
 //! Two semaphores per origin: one for everything, one that background work takes from first and that is smaller by the
-//! reserve. Work whose priority rises while it waits leaves the second queue: that is looked at every 20 ms, which is
-//! short beside a request and costs nothing while nobody waits.
+//! reserve. Work that becomes urgent while it waits leaves the second queue.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use soci_auth::Origin;
@@ -18,8 +17,6 @@ use crate::settings::Concurrency;
 
 /// Origins remembered at most: registries and the storage behind them.
 const MAX_ORIGINS: usize = 1024;
-/// How often a waiter looks whether it has become urgent.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// The right to one request, body included; given back when dropped.
 #[derive(Debug)]
@@ -72,23 +69,11 @@ impl Limiter {
     ) -> Option<Permit> {
         let gate = self.gate(origin);
         let wait = async {
-            let mut unhurried = None;
-            if priority.class() < FetchClass::OnDemand {
-                let mut queue = std::pin::pin!(Arc::clone(&gate.unhurried).acquire_owned());
-                loop {
-                    tokio::select! {
-                        permit = &mut queue => {
-                            unhurried = permit.ok();
-                            break;
-                        }
-                        () = tokio::time::sleep(LOOK) => {
-                            if priority.class() == FetchClass::OnDemand {
-                                break;
-                            }
-                        }
-                    }
-                }
-            }
+            let unhurried = tokio::select! {
+                biased;
+                () = priority.reaches(FetchClass::OnDemand) => None,
+                permit = Arc::clone(&gate.unhurried).acquire_owned() => permit.ok(),
+            };
             let all = Arc::clone(&gate.all).acquire_owned().await.ok()?;
             Some(Permit { _all: all, _unhurried: unhurried })
         };
@@ -98,6 +83,8 @@ impl Limiter {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn origin() -> Origin {

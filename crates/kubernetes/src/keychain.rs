@@ -125,12 +125,13 @@ impl SecretsKeychain {
         }
         refused.truncate(MAX_CANDIDATES);
         let offered: Vec<Match> = accepted.into_iter().chain(fresh).chain(refused).collect();
-        let candidate = |found: &Match| {
-            Candidate::new(
-                format!("secret {}/{}", found.id.namespace, found.id.name),
-                found.entry.credential.clone(),
-            )
-            .aged(age(found.created))
+        let candidate = |found: &Match| Candidate {
+            id: CandidateId {
+                entry: format!("secret {}/{}", found.id.namespace, found.id.name),
+                fingerprint: found.entry.fingerprint,
+            },
+            credential: found.entry.credential.clone(),
+            age: age(found.created),
         };
         let candidates = offered.iter().map(candidate).collect();
         let mut findings = vec![Finding(format!(

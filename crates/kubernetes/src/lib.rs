@@ -17,7 +17,7 @@
 //! | `reading` | answers, within bounds and wiped |
 //! | `object`, `secret` | a secret on the wire, and its entries |
 //! | `matching` | which key speaks for which image |
-//! | `store` | the index behind a lookup |
+//! | `store`, `ranked` | the index behind a lookup, and who comes first in it |
 //! | `synced` | what is known and what is wrong, between the sync and lookups |
 //! | `keychain` | the option |
 
@@ -32,6 +32,7 @@ mod keychain;
 mod kubeconfig;
 mod matching;
 mod object;
+mod ranked;
 mod reading;
 mod secret;
 mod selection;

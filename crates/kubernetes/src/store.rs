@@ -1,15 +1,15 @@
 //! The synced secrets, indexed so that a lookup does not depend on how many there are.
 //!
-//! One payload is usually copied into every namespace, so equal payloads are stored once and counted as one candidate.
-//! Each (host, path) has its holders in the order in which the contract's tie-break takes them: newer creation first,
-//! then namespace and name. A lookup asks for the image's path, its parents, and the whole registry, most specific
-//! first, literal hosts before patterns; so it costs the depth of the repository, not the number of secrets.
+//! Equal payloads are stored once and counted as one candidate. Each (host, path) has its holders by [rank](crate::ranked).
+//! A lookup asks for the image's path, its parents, and the whole registry, most specific first, literal hosts before
+//! patterns; so it costs the depth of the repository, not the number of secrets.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use crate::matching::{SecretKey, host_matches, shape};
+use crate::ranked::Ranked;
 use crate::secret::{Entry, Payload, SecretType};
 
 /// The most payload bytes that are kept; newer secrets are skipped beyond it.
@@ -50,10 +50,7 @@ pub(crate) struct Match<'a> {
 
 /// What matches one image: the keys, most specific first, with who has them.
 #[derive(Debug)]
-pub(crate) struct Matching<'a> {
-    store: &'a SecretStore,
-    groups: Vec<(&'a SecretKey, &'a Holders)>,
-}
+pub(crate) struct Matching<'a>(Vec<(&'a SecretKey, &'a Holders)>);
 
 /// What became of a secret that was put into the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,29 +81,31 @@ struct Held {
     kind: SecretType,
 }
 
+/// The secrets that have one key.
 #[derive(Debug, Default)]
 struct Holders {
-    ranked: BTreeSet<(Reverse<i64>, SecretId)>,
-    by_namespace: HashMap<Arc<str>, BTreeSet<(Reverse<i64>, SecretId)>>,
+    all: Ranked,
+    by_namespace: HashMap<Arc<str>, Ranked>,
 }
 
 impl Holders {
-    fn insert(&mut self, created: i64, id: &SecretId) {
-        self.ranked.insert((Reverse(created), id.clone()));
-        self.by_namespace.entry(id.namespace.clone()).or_default().insert((Reverse(created), id.clone()));
+    fn insert(&mut self, created: i64, id: &SecretId, payload: &Arc<Payload>) {
+        let rank = (Reverse(created), id.clone());
+        self.by_namespace.entry(id.namespace.clone()).or_default().insert(rank.clone(), payload);
+        self.all.insert(rank, payload);
     }
 
     /// Returns whether none is left.
-    fn remove(&mut self, created: i64, id: &SecretId) -> bool {
+    fn remove(&mut self, created: i64, id: &SecretId, payload: &Payload) -> bool {
         let rank = (Reverse(created), id.clone());
-        self.ranked.remove(&rank);
+        self.all.remove(&rank, &payload.digest);
         if let Some(own) = self.by_namespace.get_mut(&id.namespace) {
-            own.remove(&rank);
+            own.remove(&rank, &payload.digest);
             if own.is_empty() {
                 self.by_namespace.remove(&id.namespace);
             }
         }
-        self.ranked.is_empty()
+        self.all.is_empty()
     }
 }
 
@@ -141,7 +140,7 @@ impl SecretStore {
                 true => self.patterns.entry(place(key)).or_default().entry(key.clone()).or_default(),
                 false => self.literal.entry(key.clone()).or_default(),
             };
-            holders.insert(secret.created, &secret.id);
+            holders.insert(secret.created, &secret.id, &payload);
         }
         self.secrets.insert(secret.id, Held { payload, created: secret.created, kind: secret.kind });
         Applied::Changed
@@ -153,13 +152,13 @@ impl SecretStore {
         for Entry { key, .. } in &held.payload.entries {
             if !key.is_glob() {
                 if let Some(holders) = self.literal.get_mut(key)
-                    && holders.remove(held.created, id)
+                    && holders.remove(held.created, id, &held.payload)
                 {
                     self.literal.remove(key);
                 }
             } else if let Some(patterns) = self.patterns.get_mut(&place(key))
                 && let Some(holders) = patterns.get_mut(key)
-                && holders.remove(held.created, id)
+                && holders.remove(held.created, id, &held.payload)
             {
                 patterns.remove(key);
                 if patterns.is_empty() {
@@ -217,7 +216,7 @@ impl SecretStore {
                 patterns.into_iter().flatten().filter(|(pattern, _)| host_matches(&pattern.host, host)),
             );
             if path.is_empty() {
-                return Matching { store: self, groups };
+                return Matching(groups);
             }
             path = path.rsplit_once('/').map_or("", |(parent, _)| parent);
         }
@@ -232,7 +231,7 @@ fn place(pattern: &SecretKey) -> (String, usize, String) {
 impl<'a> Matching<'a> {
     /// Returns how many entries of secrets match, copies of a payload counted each.
     pub(crate) fn count(&self) -> usize {
-        self.groups.iter().map(|(_, holders)| holders.ranked.len()).sum()
+        self.0.iter().map(|(_, holders)| holders.all.len()).sum()
     }
 
     /// Returns the matches, best first, each payload once for a key.
@@ -240,21 +239,17 @@ impl<'a> Matching<'a> {
     /// The rank is: secrets of `namespace` where it is known; longest path; literal host before pattern; newer creation;
     /// namespace and name by byte order.
     pub(crate) fn ranked(&self, namespace: Option<&str>) -> impl Iterator<Item = Match<'a>> {
-        let own = namespace.into_iter().flat_map(|namespace| {
-            self.groups.iter().flat_map(move |(key, holders)| {
-                let holders = holders.by_namespace.get(namespace).into_iter().flatten();
-                holders.map(move |(_, id)| (*key, id))
-            })
+        let groups = self.0.iter().map(move |(key, holders)| {
+            (*key, &holders.all, namespace.and_then(|namespace| holders.by_namespace.get(namespace)))
         });
-        let all = self
-            .groups
-            .iter()
-            .flat_map(|(key, holders)| holders.ranked.iter().map(move |(_, id)| (*key, id)));
-        let mut taken: HashSet<([u8; 32], &SecretKey)> = HashSet::new();
-        own.chain(all).filter_map(move |(key, id)| {
-            let held = self.store.secrets.get(id)?;
-            let entry = taken.insert((held.payload.digest, key)).then(|| held.payload.entry(key))??;
-            Some(Match { id, entry, created: held.created })
+        let own = groups.clone().filter_map(|(key, _, own)| Some((key, own?)));
+        let own = own.flat_map(|(key, own)| own.iter().map(move |found| (key, found)));
+        let others = groups.flat_map(|(key, all, own)| {
+            let known = move |payload: &Payload| own.is_some_and(|own| own.has(&payload.digest));
+            all.iter().filter(move |(_, payload)| !known(payload)).map(move |found| (key, found))
+        });
+        own.chain(others).filter_map(|(key, ((created, id), payload))| {
+            Some(Match { id, entry: payload.entry(key)?, created: created.0 })
         })
     }
 }
@@ -369,6 +364,9 @@ pub(crate) mod tests {
             store.apply(secret(&format!("n{at:04}"), "pull", 1, &[("reg.example", "shared")]));
         }
         assert_eq!((store.len(), store.payloads.len()), (1000, 1));
+        let matching = store.matching("reg.example", "x");
+        let met: usize = matching.0.iter().map(|(_, holders)| holders.all.iter().count()).sum();
+        assert_eq!((matching.count(), met), (1000, 1), "a lookup meets one, not each");
         assert_eq!(users(&store, "x", Some("n0500")), ["shared"]);
     }
 

@@ -1,10 +1,10 @@
 //! Buffers that are used again.
 //!
 //! Inflating into pages the kernel has just handed out costs a quarter of the time, so buffers of span size and of read
-//! size go back to a free list when the last slice of them is dropped. The list keeps a bounded number of bytes; beyond it
-//! those that were not used for longest go back to the system: spans of one layer are of a size, and what is left of
-//! another layer's work must not hold their place. Content of an earlier use is still in a buffer when it is handed out: whoever takes
-//! one writes every byte that it lets others see.
+//! size go back to a free list when the last slice of them is dropped. The list keeps a bounded number of bytes; beyond
+//! it those that were not used for longest go back to the system: spans of one layer are of a size, and what is left of
+//! another layer's work must not hold their place. Content of an earlier use is still in a buffer when it is handed out:
+//! whoever takes one writes every byte that it lets others see.
 //!
 //! Each buffer is an anonymous map of its own. An allocator that gets megabytes back keeps them (glibc raises its
 //! threshold for maps with the first that is freed), and the memory of a daemon would be what its busiest second took.

@@ -33,8 +33,7 @@ impl Demand {
         Arc::new(Self { count: watch::Sender::new(0), ended: Mutex::default() })
     }
 
-    /// Counts one more until the result is dropped. One who joined background work does so before this call, which
-    /// makes that work look at its priority again.
+    /// Counts one more until the result is dropped.
     pub(crate) fn enter(self: &Arc<Self>) -> Demanding {
         self.count.send_modify(|count| *count += 1);
         Demanding(Arc::clone(self))
@@ -47,14 +46,20 @@ impl Demand {
 
     /// Waits until there was none for a moment, or until `priority` is no longer that of background work.
     pub(crate) async fn turn_of(&self, priority: &Priority) {
-        let urgent = || priority.class() > FetchClass::Background;
+        tokio::select! {
+            biased;
+            () = priority.reaches(FetchClass::Prefetch) => {}
+            () = self.quiet() => {}
+        }
+    }
+
+    async fn quiet(&self) {
         let mut counts = self.count.subscribe();
         loop {
             // The sender lives as long as `self`, so waiting cannot fail.
-            let _count = counts.wait_for(|count| *count == 0 || urgent()).await.map(|count| *count);
+            let _count = counts.wait_for(|count| *count == 0).await.map(|count| *count);
             let ended = *self.ended.lock();
-            let Some(quiet) = ended.map(|at| at + QUIET).filter(|quiet| !urgent() && *quiet > Instant::now())
-            else {
+            let Some(quiet) = ended.map(|at| at + QUIET).filter(|quiet| *quiet > Instant::now()) else {
                 return;
             };
             // Either way it is looked at anew: there may have been a reader in between.
@@ -101,7 +106,6 @@ mod tests {
         let mut turn = Box::pin(demand.turn_of(&priority));
         assert!(turn.as_mut().now_or_never().is_none());
         priority.raise(FetchClass::OnDemand);
-        let _joiner = demand.enter();
         assert!(turn.now_or_never().is_some());
     }
 }

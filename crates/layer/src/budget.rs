@@ -5,6 +5,9 @@
 //! readers who wait; among those who queue the most urgent goes first, and urgency can rise while they queue.
 //! A share that is larger than the budget is granted alone, so that no span is too large to be read.
 //!
+//! A share whose bytes do not come is lent to others until they do ([`Grant::lend`]): what such spans have in memory is the
+//! little that came, and their number is bounded by the requests that a host gets at a time.
+//!
 //! Background work has a budget of its own. It keeps its shares while it is aside for a reader, who would else find less
 //! room than without it, or none until the background work that waits for him went on.
 
@@ -54,6 +57,8 @@ pub(crate) struct Grant {
     bytes: u64,
     /// Whether it was taken from what background work has.
     background: bool,
+    /// Whether others have it at present.
+    lent: bool,
 }
 
 impl State {
@@ -114,7 +119,7 @@ impl Budget {
         }
         *used += bytes;
         let waiter = state.queue.remove(at);
-        Some((waiter, Grant { budget: Arc::clone(self), bytes, background }))
+        Some((waiter, Grant { budget: Arc::clone(self), bytes, background, lent: false }))
     }
 
     /// Returns how many bytes are granted.
@@ -124,10 +129,29 @@ impl Budget {
     }
 }
 
+impl Grant {
+    /// Lets others have the share, but for one of background work, which waits for nobody but readers.
+    pub(crate) fn lend(&mut self) {
+        if !self.background && !std::mem::replace(&mut self.lent, true) {
+            *self.budget.state.lock().used(self.background) -= self.bytes;
+            self.budget.kick();
+        }
+    }
+
+    /// Counts the share again. Where others have it by now, more than the limit is granted until one of them ends.
+    pub(crate) fn take_back(&mut self) {
+        if std::mem::take(&mut self.lent) {
+            *self.budget.state.lock().used(self.background) += self.bytes;
+        }
+    }
+}
+
 impl Drop for Grant {
     fn drop(&mut self) {
-        *self.budget.state.lock().used(self.background) -= self.bytes;
-        self.budget.kick();
+        if !self.lent {
+            *self.budget.state.lock().used(self.background) -= self.bytes;
+            self.budget.kick();
+        }
     }
 }
 
@@ -206,6 +230,33 @@ mod tests {
         drop(aside);
         assert_eq!(budget.used(), 1);
         drop(raised);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_share_that_is_lent_is_free_for_others_and_counts_again_when_it_is_taken_back() {
+        let budget = budget(10, 0);
+        let demand = class(FetchClass::OnDemand);
+        let mut stuck = budget.acquire(8, demand.clone()).await;
+        let mut waits = Box::pin(budget.acquire(8, demand.clone()));
+        assert!(waits.as_mut().now_or_never().is_none());
+        stuck.lend();
+        stuck.lend();
+        let other = waits.now_or_never().unwrap();
+        assert_eq!(budget.used(), 8);
+        stuck.take_back();
+        stuck.take_back();
+        assert_eq!(budget.used(), 16);
+        drop(other);
+        let mut next = Box::pin(budget.acquire(8, demand));
+        assert!(next.as_mut().now_or_never().is_none(), "it counts again");
+        stuck.lend();
+        drop(stuck);
+        drop(next.now_or_never().unwrap());
+        let mut background = budget.acquire(10, class(FetchClass::Background)).await;
+        background.lend();
+        assert_eq!(budget.used(), 10);
+        drop(background);
         assert_eq!(budget.used(), 0);
     }
 

@@ -50,6 +50,8 @@ pub(crate) struct LayerCore {
     pub(crate) full: AtomicBool,
     /// Set while spans cannot be written to the cache.
     pub(crate) failing: AtomicBool,
+    /// Set while its sources give no bytes.
+    pub(crate) barren: AtomicBool,
 }
 
 /// Where a span that is ready can be had.
@@ -87,6 +89,7 @@ impl LayerCore {
             spoiled: Mutex::default(),
             full: AtomicBool::new(false),
             failing: AtomicBool::new(false),
+            barren: AtomicBool::new(false),
         }
     }
 
@@ -163,6 +166,17 @@ impl LayerCore {
     /// Returns what the fetch of a range may cost.
     pub(crate) fn context(&self, class: FetchClass) -> FetchContext {
         FetchContext::new(Instant::now() + self.shared.settings.fetch_timeout, class)
+    }
+
+    /// Whether background work steps aside for work of `class`: while there is hope that bytes come. Somebody who reads
+    /// again and again what cannot be had would else keep every other image from being completed.
+    pub(crate) fn is_pressing(&self, class: FetchClass) -> bool {
+        class > FetchClass::Background && !self.barren.load(Ordering::Relaxed)
+    }
+
+    /// Waits for `work` of `class`, which counts as demand for as long as it may.
+    pub(crate) async fn demanding<T>(&self, class: FetchClass, work: impl Future<Output = T>) -> T {
+        if self.is_pressing(class) { self.shared.demand.during(work).await } else { work.await }
     }
 
     /// Returns the window of a span. Blocks on the local disk.

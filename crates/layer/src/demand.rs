@@ -16,6 +16,10 @@ use tokio::time::Instant;
 /// beside what a request takes.
 const QUIET: Duration = Duration::from_millis(25);
 
+/// How long one who waits and gets nothing is stepped aside for. Longer than a registry takes to answer, with a token
+/// fetched before. Who waits for one that does not answer would else keep every other image from being completed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Counts work that is more urgent than completing layers.
 #[derive(Debug)]
 pub(crate) struct Demand {
@@ -37,6 +41,19 @@ impl Demand {
     pub(crate) fn enter(self: &Arc<Self>) -> Demanding {
         self.count.send_modify(|count| *count += 1);
         Demanding(Arc::clone(self))
+    }
+
+    /// Counts `work` as long as it takes, but no longer than [`PATIENCE`].
+    pub(crate) async fn during<T>(self: &Arc<Self>, work: impl Future<Output = T>) -> T {
+        let entered = self.enter();
+        let mut work = std::pin::pin!(work);
+        match tokio::time::timeout(PATIENCE, work.as_mut()).await {
+            Ok(done) => done,
+            Err(_) => {
+                drop(entered);
+                work.await
+            }
+        }
     }
 
     /// Returns how much urgent work there is.
@@ -96,6 +113,23 @@ mod tests {
         drop(next);
         turn.await;
         assert_eq!(demand.count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_who_gets_nothing_is_not_waited_for_without_end() {
+        let demand = Demand::new();
+        let background = Priority::new(FetchClass::Background);
+        let stuck = demand.during(std::future::pending::<()>());
+        tokio::select! {
+            biased;
+            () = stuck => {}
+            () = async {
+                tokio::task::yield_now().await;
+                assert_eq!(demand.count(), 1);
+                demand.turn_of(&background).await;
+                assert_eq!(demand.count(), 0);
+            } => {}
+        }
     }
 
     #[tokio::test]

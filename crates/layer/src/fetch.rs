@@ -10,12 +10,14 @@
 //! before stays good.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
-use soci_oci::{BlobSource, BlobStream, FetchClass, FetchContext, FetchError, FetchErrorKind, Priority};
+use soci_oci::{BlobSource, BlobStream, FetchClass, FetchContext, FetchError, FetchErrorKind};
 use tracing::Instrument as _;
 use tracing::field::{Empty, debug};
 
@@ -23,6 +25,7 @@ use crate::ReadError;
 use crate::budget::Grant;
 use crate::core::LayerCore;
 use crate::finish::{self, Arrived, Origin};
+use crate::hold::Hold;
 use crate::meters::Event;
 use crate::slot::{FetchPermit, SpanForm};
 use crate::sources::SourceId;
@@ -115,7 +118,6 @@ async fn run(
         permits.iter().map(|permit| permit.priority().class()).max().unwrap_or(FetchClass::Background);
     let context = core.context(class);
     permits.iter().for_each(|permit| permit.part_of(&context.priority));
-    let urgent = (class > FetchClass::Background).then(|| core.shared.demand.enter());
     let (begun, first, count) = (Instant::now(), permits.front().map(|permit| permit.id().0), permits.len());
     // Of its own: what waits for a span did not always start its fetch, and may be gone before it ends.
     let span = tracing::debug_span!(
@@ -138,7 +140,6 @@ async fn run(
         Err(error) => span.record("outcome", debug(error.kind())).record("otel.status_code", "ERROR"),
     };
     drop(span);
-    drop(urgent);
     tracing::debug!(
         ztoc = %core.ztoc.short(),
         first,
@@ -149,6 +150,7 @@ async fn run(
         "fetched a range of spans"
     );
     let Err(error) = done else { return Ok(()) };
+    core.barren.store(true, Ordering::Relaxed);
     let mut last = None;
     for permit in range.permits.drain(..) {
         let class = permit.priority().class();
@@ -181,7 +183,7 @@ impl Range<'_> {
         let mut broken = 0;
         while !self.permits.is_empty() {
             let before = self.permits.len();
-            let (source, stream) = self.open().await?;
+            let (source, stream) = self.core.demanding(self.context.priority.class(), self.open()).await?;
             let Err(error) = self.receive(source, stream).await else { continue };
             if self.permits.len() < before {
                 broken = 0;
@@ -271,6 +273,8 @@ impl Range<'_> {
         while let Some(permit) = self.permits.front() {
             let id = permit.id();
             let grant = acquire(&core, permit).await;
+            let urgent = core.is_pressing(self.context.priority.class());
+            let mut hold = Hold::new(grant, Arc::clone(&core.shared.demand), urgent);
             let wanted = core.spans.compressed(id);
             let len = usize::try_from(core.compressed_len(id))
                 .map_err(|_| FetchError::new(FetchErrorKind::Local, "a span does not fit into memory"))?;
@@ -283,7 +287,7 @@ impl Range<'_> {
             }
             while !room.is_empty() {
                 if rest.is_empty() {
-                    rest = self.next(&mut stream).await?;
+                    rest = self.next(&mut stream, &mut hold).await?;
                 }
                 let len = fill(&mut room, &rest);
                 position += len as u64;
@@ -291,6 +295,7 @@ impl Range<'_> {
                 rest.advance(len);
             }
             if let Some(permit) = self.permits.pop_front() {
+                let grant = hold.complete();
                 let arrived = Arrived { permit, grant, bytes: span.freeze(), origin: self.origin(source) };
                 finish::submit(&core, arrived);
             }
@@ -305,32 +310,44 @@ impl Range<'_> {
         }
     }
 
-    /// Returns the next bytes, not empty. Background work waits here while anybody else wants the network.
-    async fn next(&self, stream: &mut BlobStream) -> Result<Bytes, FetchError> {
-        let priority: &Priority = &self.context.priority;
+    /// Returns the next bytes, not empty. Background work waits here while anybody else wants the network, which takes
+    /// nothing from its time.
+    async fn next(&mut self, stream: &mut BlobStream, hold: &mut Hold) -> Result<Bytes, FetchError> {
         let shared = &self.core.shared;
-        within(self.context.deadline, async {
-            shared.demand.turn_of(priority).await;
-            Ok(())
-        })
-        .await?;
-        let stall = Instant::now() + shared.settings.stall_timeout;
-        loop {
-            let next = within(self.context.deadline.min(stall), async { Ok(stream.next().await) }).await?;
-            match next {
-                Some(Ok(bytes)) if bytes.has_remaining() => {
-                    tokio::select! {
-                        biased;
-                        // A reader who joins does not wait for the bandwidth limit.
-                        () = priority.reaches(FetchClass::Prefetch) => {}
-                        () = shared.background.pace(bytes.len()) => {}
-                    }
-                    return Ok(bytes);
-                }
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(error),
-                None => return Err(FetchError::new(FetchErrorKind::Protocol, "the body ended too early")),
+        let priority = self.context.priority.clone();
+        let asked = Instant::now();
+        shared.demand.turn_of(&priority).await;
+        self.context.deadline += asked.elapsed();
+        hold.was_aside(asked.elapsed());
+        let deadline = self.context.deadline.min(Instant::now() + shared.settings.stall_timeout);
+        let mut next = pin!(some(stream));
+        let next = match tokio::time::timeout_at(hold.due().min(deadline).into(), next.as_mut()).await {
+            Ok(next) => next?,
+            Err(_) => {
+                hold.let_go();
+                within(deadline, next).await?
             }
+        };
+        self.core.barren.store(false, Ordering::Relaxed);
+        hold.came(next.len(), priority.class() > FetchClass::Background);
+        tokio::select! {
+            biased;
+            // A reader who joins does not wait for the bandwidth limit.
+            () = priority.reaches(FetchClass::Prefetch) => {}
+            () = shared.background.pace(next.len()) => {}
+        }
+        Ok(next)
+    }
+}
+
+/// Returns the next bytes of a stream that are any.
+async fn some(stream: &mut BlobStream) -> Result<Bytes, FetchError> {
+    loop {
+        match stream.next().await {
+            Some(Ok(bytes)) if bytes.has_remaining() => return Ok(bytes),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(error),
+            None => return Err(FetchError::new(FetchErrorKind::Protocol, "the body ended too early")),
         }
     }
 }

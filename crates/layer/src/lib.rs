@@ -17,6 +17,7 @@ mod demand;
 mod error;
 mod fetch;
 mod finish;
+mod hold;
 mod meters;
 mod pool;
 mod read;

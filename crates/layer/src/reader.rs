@@ -202,14 +202,18 @@ impl LayerReader {
             }
             core.lead(std::mem::take(&mut leads));
             if !waits.is_empty() {
-                let _waiting = core.shared.demand.enter();
-                for (waiter, index) in waits {
-                    match waiter.part().await {
-                        Parted::Chunks(chunks) => parts[index] = Some(chunks),
-                        Parted::Failed(error) => return Err(error),
-                        Parted::Again => {}
+                let parts = &mut parts;
+                let waiting = async {
+                    for (waiter, index) in waits {
+                        match waiter.part().await {
+                            Parted::Chunks(chunks) => parts[index] = Some(chunks),
+                            Parted::Failed(error) => return Err(error),
+                            Parted::Again => {}
+                        }
                     }
-                }
+                    Ok(())
+                };
+                core.demanding(FetchClass::OnDemand, waiting).await?;
             }
             if parts.iter().all(Option::is_some) {
                 let mut whole = ReadChunks::new();

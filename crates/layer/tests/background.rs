@@ -146,6 +146,26 @@ async fn background_work_steps_aside_while_a_reader_waits() {
     complete(&a).await;
 }
 
+// Both kinds: a registry that sends nothing more, and one that answers at once that it has nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn background_work_goes_on_while_somebody_waits_for_a_source_that_gives_nothing() {
+    for fault in [Fault::Stall(10), Fault::Refuse(FetchErrorKind::Unavailable)] {
+        let (one, two) = (layer(0), layer(1000));
+        let rig = Rig::new(small_ranges());
+        let (background, demand) = (one.source(), two.source());
+        let (a, b) = (rig.open(&one, &background), rig.open(&two, &demand));
+        demand.always(fault);
+        // A program that tries again and again.
+        let reads =
+            tokio::spawn(async move { while b.read_at(UncompressedOffset(0), 10, soon()).await.is_err() {} });
+        until("the reader waits", || !demand.opened().is_empty()).await;
+        a.complete();
+        complete(&a).await;
+        assert!(!reads.is_finished());
+        reads.abort();
+    }
+}
+
 // Spans larger than all that may be in flight are the extreme of it: a share for one is granted alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_background_work_holds_while_it_is_aside_is_not_missing_to_readers() {

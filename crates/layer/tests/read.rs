@@ -166,6 +166,28 @@ async fn a_stalled_source_ends_the_read_at_its_deadline_and_the_next_one_succeed
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sources_that_stall_hold_up_no_reader_of_another_layer() {
+    let (one, two) = (layer(), Layer::gzip(tar_of(&[300_000, 1, 70_000]), 32 << 10));
+    // Room for one span at a time.
+    let rig = Rig::new(Settings { in_flight: 1, reserve: 0, read_ahead: 0, ..settings() });
+    let (stalled, sound) = (one.source(), two.source());
+    let (a, b) = (rig.open(&one, &stalled), rig.open(&two, &sound));
+    stalled.always(Fault::Stall(10));
+    let stuck: Vec<_> = [0, 150_000]
+        .map(|at| {
+            tokio::spawn({
+                let a = Arc::clone(&a);
+                async move { read(&a, at, 100).await }
+            })
+        })
+        .into();
+    until("a share is held", || rig.pool.gauges().bytes > 0).await;
+    assert_eq!(read(&b, 7, 100).await, Ok(expected(&two, 7, 100)));
+    assert!(stuck.iter().all(|read| !read.is_finished()), "the others wait still");
+    stuck.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_are_asked_for_once_more_and_never_served() {
     let layer = layer();
     let rig = Rig::new(Settings { read_ahead: 0, ..settings() });

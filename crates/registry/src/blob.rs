@@ -173,10 +173,12 @@ impl Reader {
         } else {
             *self.blob.location.lock() = None;
         }
-        let inner = &self.blob.session.inner;
+        let session = &self.blob.session;
+        let inner = &session.inner;
         inner.meters.retried(Operation::Blob);
         tracing::debug!(blob = %self.blob.digest, at = self.at, failure, "resuming a broken read");
-        tokio::time::sleep(wait.max(inner.pace.take()).min(self.context.remaining())).await;
+        tokio::time::sleep(wait.max(inner.pace.take(session.image.registry())).min(self.context.remaining()))
+            .await;
         Ok(())
     }
 

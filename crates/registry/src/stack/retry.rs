@@ -1,13 +1,14 @@
 //! Trying again: what may pass, after a pause that doubles, as often as the settings and the deadline allow.
 //!
 //! A host's `Retry-After` is honoured between the shortest and the longest wait of the settings: 0, a date in the past
-//! and a year are all values a registry may send. Over all requests together retries are paced, so that thousands of page
-//! faults do not hammer a registry that is down; nobody is refused a retry for that, it only comes later.
+//! and a year are all values a registry may send. Over all requests for one registry's images retries are paced, so that
+//! thousands of page faults do not hammer a registry that is down; nobody is refused a retry for that, it only comes later.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
-use soci_oci::{FetchContext, FetchError};
+use soci_oci::{FetchContext, FetchError, RegistryName};
 
 use super::hosts::{self, Round};
 use super::{Call, Journey, Reply, Session};
@@ -15,7 +16,7 @@ use crate::error::CallError;
 use crate::settings::Retries;
 use crate::status::Operation;
 
-/// Retries per second over all requests, once the burst is used up.
+/// Time between retries of one registry's requests, once the burst is used up.
 const PACE: Duration = Duration::from_millis(20);
 /// How far ahead of the pace retries may run.
 const BURST: Duration = Duration::from_secs(2);
@@ -40,7 +41,7 @@ pub(crate) async fn call(
         };
         let Some(after) = again else { return Err(error) };
         let Some(wait) = backoff.next(after) else { return Err(gave_up(error, &backoff, "")) };
-        let wait = wait.max(session.inner.pace.take());
+        let wait = wait.max(session.inner.pace.take(session.image.registry()));
         if wait >= context.remaining() {
             return Err(gave_up(error, &backoff, ", no time is left for another"));
         }
@@ -113,18 +114,20 @@ pub(crate) fn retry_after(value: &str) -> Option<Duration> {
     Some(at.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-/// Spreads the retries of all requests.
+/// Spreads the retries of each registry's requests: when its next one is due. One that is down delays no other.
 #[derive(Debug, Default)]
-pub(crate) struct Pace(Mutex<Option<Instant>>);
+pub(crate) struct Pace(Mutex<HashMap<String, Instant>>);
 
 impl Pace {
     /// Takes the next place; returns how long until it is due.
-    pub(crate) fn take(&self) -> Duration {
+    pub(crate) fn take(&self, registry: &RegistryName) -> Duration {
         let now = Instant::now();
-        let mut next = self.0.lock();
         let earliest = now.checked_sub(BURST).unwrap_or(now);
-        let due = next.map_or(earliest, |due| due.max(earliest));
-        *next = Some(due + PACE);
+        let mut next = self.0.lock();
+        // Those who rested for so long begin anew, so this is bounded by what can be retried meanwhile.
+        next.retain(|_, due| *due > earliest);
+        let due = next.get(registry.identity()).copied().unwrap_or(earliest);
+        next.insert(registry.identity().to_owned(), due + PACE);
         due.saturating_duration_since(now)
     }
 }
@@ -165,10 +168,13 @@ mod tests {
     }
 
     #[test]
-    fn many_retries_are_spread() {
+    fn many_retries_of_one_registry_are_spread_and_delay_no_other() {
+        let registry = |name: &str| name.parse::<soci_oci::ImageRef>().unwrap().registry().clone();
+        let (down, sound) = (registry("down.example/a"), registry("sound.example/a"));
         let pace = Pace::default();
-        let waits: Vec<Duration> = (0..200).map(|_| pace.take()).collect();
+        let waits: Vec<Duration> = (0..200).map(|_| pace.take(&down)).collect();
         assert_eq!(waits[0], Duration::ZERO);
         assert!(waits[199] > Duration::from_millis(1500), "{:?}", waits[199]);
+        assert_eq!(pace.take(&sound), Duration::ZERO);
     }
 }

@@ -175,7 +175,7 @@ impl Snapshotter {
                     reason = %Reason::NoLabels,
                     "failed to prepare remote snapshot; deferring to container runtime"
                 );
-                if request.parent.is_empty() {
+                if !self.goes_on_unlabelled(&request.parent) {
                     let outcome =
                         if self.0.modes.strict { Outcome::Refused } else { Outcome::Left }(Reason::NoLabels);
                     let namespace = request.namespace.as_deref();
@@ -187,6 +187,15 @@ impl Snapshotter {
                 self.create(Kind::Active, request, Some(Outcome::Left(Reason::NoLabels))).await
             }
         }
+    }
+
+    /// Whether a layer on `parent` goes on with a pull whose labels do not name the image. containerd prepares it right
+    /// after that one was committed; an image pulled later on the same base is told of itself.
+    fn goes_on_unlabelled(&self, parent: &str) -> bool {
+        let Ok(parent) = self.0.store.get(parent) else { return false };
+        let said = parent.labels.get(VERDICT_LABEL);
+        said.is_some_and(|said| *said == layer::label(Outcome::Left(Reason::NoLabels)))
+            && parent.created.system().elapsed().is_ok_and(|age| age < crate::verdict::IDLE)
     }
 
     /// View: makes a read-only snapshot.
@@ -244,10 +253,9 @@ impl Snapshotter {
     /// # Errors
     /// [`Code::NotFound`], [`Code::FailedPrecondition`] while others build on it.
     pub async fn remove(&self, key: &str) -> Result<(), Error> {
-        let (store, key) = (Arc::clone(&self.0.store), key.to_owned());
-        blocking(move || store.remove(&key).map(drop)).await?;
-        self.0.removed.notify_one();
-        Ok(())
+        let (inner, key) = (Arc::clone(&self.0), key.to_owned());
+        // Told where it is done: a caller that goes away does not stop it.
+        blocking(move || inner.store.remove(&key).map(|_| inner.removed.notify_one())).await
     }
 
     /// Stat.

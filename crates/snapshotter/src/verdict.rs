@@ -1,7 +1,8 @@
 //! One verdict per pull: what became of an image's layers, and why.
 //!
 //! Layers of a pull arrive one by one. The verdict is given as soon as it is certain: when each layer of the manifest has
-//! an outcome, when an image is left to containerd as a whole, or when nothing more came for [`IDLE`]. It is given once;
+//! an outcome, when an image is left to containerd as a whole, or when nothing more came for [`IDLE`] and no layer is being
+//! made, which may take minutes where it is unpacked. It is given once;
 //! an image pulled again gets a new one: later, or at once when a layer is made that was made already. A refusal or a
 //! failure ends its pull: whatever comes next is another.
 
@@ -147,12 +148,33 @@ struct Pull {
     first: Instant,
     last: Instant,
     given: bool,
+    /// Held by each of its layers that is being made.
+    making: Arc<()>,
 }
+
+/// A layer that is being made: its pull is not over until this is dropped.
+#[derive(Debug)]
+pub struct Making(#[expect(dead_code, reason = "it is there to be dropped")] Arc<()>);
 
 impl Verdicts {
     /// Returns a collector that tells `observer`, with its timers counted by `tracker` until `stop`.
     pub fn new(observer: Observer, tracker: TaskTracker, stop: CancellationToken) -> Self {
         Self { pulls: Arc::default(), observer, tracker, stop }
+    }
+
+    /// Notes that `layer` is being made until the result is dropped, which is to be after [`Self::note`].
+    pub fn making(&self, layer: &LayerRequest) -> Making {
+        let key = (layer.namespace.clone(), layer.manifest);
+        let (making, new) = {
+            let mut pulls = self.pulls.lock();
+            let new = !pulls.contains_key(&key);
+            let pull = pulls.entry(key.clone()).or_insert_with(|| Pull::of(layer));
+            (Making(Arc::clone(&pull.making)), new)
+        };
+        if new {
+            self.watch(key);
+        }
+        making
     }
 
     /// Notes what became of `layer`, of an image of `layers` layers where that is known.
@@ -161,23 +183,11 @@ impl Verdicts {
         let now = Instant::now();
         let (verdict, new) = {
             let mut pulls = self.pulls.lock();
-            let mut new = false;
-            let begin = || Pull {
-                image: layer.image.to_string(),
-                outcomes: HashMap::new(),
-                layers: None,
-                cause: None,
-                first: now,
-                last: now,
-                given: false,
-            };
-            let pull = pulls.entry(key.clone()).or_insert_with(|| {
-                new = true;
-                begin()
-            });
+            let new = !pulls.contains_key(&key);
+            let pull = pulls.entry(key.clone()).or_insert_with(|| Pull::of(layer));
             if pull.given && !outcome.found() && pull.outcomes.contains_key(&layer.layer) {
                 // The image was removed meanwhile, or its pull is tried again.
-                *pull = begin();
+                *pull = Pull { making: Arc::clone(&pull.making), ..Pull::of(layer) };
             }
             pull.last = now;
             pull.layers = layers.or(pull.layers);
@@ -219,6 +229,7 @@ impl Verdicts {
             first: now,
             last: now,
             given: true,
+            making: Arc::default(),
         };
         (self.observer)(&pull.verdict(namespace.unwrap_or_default(), None));
     }
@@ -228,16 +239,16 @@ impl Verdicts {
             (Arc::clone(&self.pulls), Arc::clone(&self.observer), self.stop.clone());
         self.tracker.spawn(async move {
             let verdict = loop {
-                let Some(last) = pulls.lock().get(&key).map(|pull| pull.last) else { return };
+                let Some(until) = pulls.lock().get(&key).map(Pull::lasts_until) else { return };
                 tokio::select! {
-                    () = tokio::time::sleep_until(last + IDLE) => {}
+                    () = tokio::time::sleep_until(until) => {}
                     () = stop.cancelled() => return,
                 }
                 let mut pulls = pulls.lock();
-                if pulls.get(&key).is_none_or(|pull| pull.last.elapsed() >= IDLE) {
+                if pulls.get(&key).is_none_or(|pull| pull.lasts_until() <= Instant::now()) {
                     break pulls
                         .remove(&key)
-                        .filter(|pull| !pull.given)
+                        .filter(|pull| !pull.given && !pull.outcomes.is_empty())
                         .map(|pull| pull.verdict(&key.0, Some(key.1)));
                 }
             };
@@ -255,6 +266,27 @@ impl fmt::Debug for Verdicts {
 }
 
 impl Pull {
+    /// Returns a pull of the image of `layer` that begins now.
+    fn of(layer: &LayerRequest) -> Self {
+        let now = Instant::now();
+        Self {
+            image: layer.image.to_string(),
+            outcomes: HashMap::new(),
+            layers: None,
+            cause: None,
+            first: now,
+            last: now,
+            given: false,
+            making: Arc::default(),
+        }
+    }
+
+    /// Returns when it is over if nothing more comes. One with a layer that is being made has as long again each time.
+    fn lasts_until(&self) -> Instant {
+        let making = Arc::strong_count(&self.making) > 1;
+        if making { Instant::now() + IDLE } else { self.last + IDLE }
+    }
+
     fn verdict(&self, namespace: &str, manifest: Option<Digest>) -> Verdict {
         let mut verdict = Verdict {
             namespace: namespace.to_owned(),
@@ -308,6 +340,28 @@ mod tests {
 
     fn numbered(number: u8) -> LayerRequest {
         LayerRequest { layer: Digest::of(&[number]), ..layer() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_layer_that_takes_long_belongs_to_its_pull_however_long() {
+        let (verdicts, given) = collect();
+        let (first, second) = (verdicts.making(&numbered(1)), verdicts.making(&numbered(2)));
+        verdicts.note(&numbered(1), Outcome::Lazy, Some(3), None);
+        drop(first);
+        tokio::time::sleep(7 * IDLE).await;
+        assert_eq!(given.lock().len(), 0, "the second layer is being made");
+        verdicts.note(&numbered(2), Outcome::Unpacked(Reason::NoZtoc), Some(3), None);
+        drop(second);
+        tokio::time::sleep(3 * IDLE).await;
+        let begun = verdicts.making(&numbered(3));
+        drop(begun);
+        tokio::time::sleep(3 * IDLE).await;
+        let given = given.lock();
+        assert_eq!(given.len(), 1, "a layer without outcome is no pull");
+        let said = given[0].to_string();
+        assert_eq!(said, "image reg.example/a:1: lazy (1 lazy, 1 unpacked), because of no-ztoc");
+        assert!(given[0].elapsed >= 7 * IDLE);
+        assert!(verdicts.pulls.lock().is_empty());
     }
 
     #[tokio::test(start_paused = true)]

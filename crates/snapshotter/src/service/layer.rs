@@ -46,6 +46,7 @@ impl Snapshotter {
         let job = {
             let (inner, layer, request) = (Arc::clone(&self.0), layer.clone(), request.clone());
             move || async move {
+                let _making = inner.verdicts.making(&layer);
                 let done = match Self(Arc::clone(&inner)).serve_below(&request.parent).await {
                     Ok(()) => inner.make(&layer, &request).await,
                     Err(error) => Err(error),

@@ -325,6 +325,47 @@ async fn a_layer_that_is_there_unpacked_makes_no_pull_lazy() {
 }
 
 #[tokio::test]
+async fn a_pull_without_labels_has_its_verdict_on_whatever_it_builds() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k", "", "sha256:base").await;
+    let unlabelled = |key: &str, parent: &str| {
+        let mut request = request("k8s.io", key, parent, Some("sha256:x"));
+        request.labels.remove(labels::IMAGE_REF);
+        request
+    };
+    let told = || bench.verdicts.lock().iter().filter(|verdict| verdict.image.is_empty()).count();
+    let mut parent = "sha256:base".to_owned();
+    for name in ["sha256:one", "sha256:two"] {
+        bench.snapshotter.prepare(unlabelled(&format!("key of {name}"), &parent)).await.unwrap();
+        assert_eq!(told(), 1, "once, for the lowest layer that was missing");
+        let commit = Commit {
+            key: format!("key of {name}"),
+            name: name.into(),
+            parent: parent.clone(),
+            ..Commit::default()
+        };
+        bench.snapshotter.commit(commit).await.unwrap();
+        parent = name.to_owned();
+    }
+    bench.snapshotter.prepare(unlabelled("other", "sha256:base")).await.unwrap();
+    assert_eq!(told(), 2, "another pull on the same base");
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_does_not_stop_a_removal_half_way() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    let mut removing = Box::pin(bench.snapshotter.remove("sha256:one"));
+    assert!(futures::poll!(removing.as_mut()).is_pending());
+    drop(removing);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while bench.script.releases.load(Ordering::Relaxed) == 0 {
+        assert!(std::time::Instant::now() < end, "its layer stays mounted");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn an_unpacked_layer_reports_what_it_takes() {
     let script = Script { no_ztoc: Mutex::new(true), ..Script::default() };
     let bench = Bench::new(script, PullModes::default());

@@ -23,7 +23,7 @@ use soci_layer::unpack::Below;
 use soci_layer::{BackgroundSettings, LayerPool, Settings as ReaderSettings, SpanCache};
 use soci_oci::{Digest, with_causes};
 use soci_registry::Registry;
-use soci_snapshotter::provider::SetbackKind;
+use soci_snapshotter::provider::{MAX_REFERENCES, SetbackKind};
 use soci_snapshotter::{
     Ancestor, ImageFacts, LayerFacts, LayerProvider, LayerRequest, LazyError, Lower, MountRecord, Record,
     ReleaseError, ResolveError, RestoreError, SnapshotDir, UnpackError, Usage,
@@ -83,7 +83,7 @@ pub struct Live {
     mount_timeout: Duration,
     /// By snapshot.
     mounts: Mutex<HashMap<u64, Arc<Mounted>>>,
-    /// By snapshot: keeps the credentials of pulls that its layer may still need.
+    /// By snapshot: keeps the credentials of pulls that its layer may still need, oldest first.
     pins: Mutex<HashMap<u64, Vec<Pin>>>,
     /// Told when a layer was mounted or has gone.
     changed: Arc<Notify>,
@@ -213,10 +213,10 @@ impl Live {
         }
     }
 
-    /// What is on this machine: containerd's content first, then our own.
+    /// What is on this machine: what mounts need, containerd's content, then our own.
     fn local(&self, namespace: &str) -> LocalContent {
         let containerd = self.containerd.in_namespace(namespace).content();
-        LocalContent::new(vec![containerd, Arc::clone(&self.soci)])
+        LocalContent::new(Arc::clone(&self.ztocs), vec![containerd, Arc::clone(&self.soci)])
     }
 
     async fn image(&self, layer: &LayerRequest) -> Result<Arc<Image>, ResolveError> {
@@ -344,7 +344,11 @@ impl LayerProvider for Live {
         let source = self.registry.repository(&layer.image).blob(&layer.layer, reader.size());
         mounted.share(reader.also(source));
         let pin = self.board.pin(&layer.image.key());
-        self.pins.lock().entry(at.id()).or_default().push(pin);
+        // One that was released meanwhile has none.
+        if let Some(pins) = self.pins.lock().get_mut(&at.id()) {
+            pins.drain(..(pins.len() + 1).saturating_sub(MAX_REFERENCES));
+            pins.push(pin);
+        }
     }
 
     async fn restore(&self, record: &MountRecord, at: &SnapshotDir) -> Result<(), RestoreError> {

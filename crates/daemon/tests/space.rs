@@ -107,6 +107,26 @@ async fn a_layer_that_two_images_share_stays_until_both_are_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_on_mounted_layers_fetches_no_ztoc_that_is_here() {
+    let registry = registry().await;
+    let all = layers().0;
+    let one = publish(&registry, "team/one", all[..2].to_vec(), |_| true);
+    let two = publish(&registry, "team/two", all, |_| true);
+    assert_eq!(one.ztocs[..], two.ztocs[..2]);
+    let mut stage = Stage::new(&registry, CONFIG).await;
+    stage.pull(&one).await;
+    stage.pull(&two).await;
+    let fetched = |image: &str, ztoc: &soci_oci::Digest| {
+        let path = format!("/v2/team/{image}/blobs/{ztoc}");
+        registry.log().iter().filter(|seen| seen.request.path == path).count()
+    };
+    // Each answers a challenge first, or not: once at least, and none at all.
+    assert!(one.ztocs.iter().all(|ztoc| fetched("one", ztoc) > 0));
+    assert!(fetched("two", &two.ztocs[2]) > 0);
+    assert_eq!([fetched("two", &two.ztocs[0]), fetched("two", &two.ztocs[1])], [0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_cache_keeps_its_limit_and_readers_get_all_the_same() {
     const LIMIT: u64 = 3 << 20;
     let registry = registry().await;

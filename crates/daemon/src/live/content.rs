@@ -1,4 +1,5 @@
-//! Content that is on this machine already, in the order in which it is asked: containerd's, then our own store's.
+//! Content that is on this machine already, in the order in which it is asked: the zTOCs of mounted layers, containerd's
+//! content, then our own store's.
 //!
 //! What containerd has is used whatever the registry says, so that an imported image works with the registry away. Nothing
 //! is written here: what a mount needs is kept by [`super::ztocs`], with the mount's lifetime.
@@ -15,6 +16,8 @@ use soci_oci::{
 };
 use soci_store::{ContentInfo, ContentStore, StoreError};
 
+use super::ztocs::Ztocs;
+
 /// How long it is remembered that a blob is not on this machine.
 const ABSENT: Duration = Duration::from_secs(300);
 /// How long looking may take: the registry has the blob as well.
@@ -22,18 +25,35 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// Several stores as one that is only read.
 #[derive(Debug, Clone)]
-pub struct LocalContent(Vec<Arc<dyn ContentStore>>);
+pub struct LocalContent {
+    /// A new tag of an image has most of its layers mounted already.
+    ztocs: Arc<Ztocs>,
+    stores: Vec<Arc<dyn ContentStore>>,
+}
 
 impl LocalContent {
-    /// Returns the content of `stores`, asked in this order.
-    pub fn new(stores: Vec<Arc<dyn ContentStore>>) -> Self {
-        Self(stores)
+    /// Returns the zTOCs and the content of `stores`, asked in this order.
+    pub fn new(ztocs: Arc<Ztocs>, stores: Vec<Arc<dyn ContentStore>>) -> Self {
+        Self { ztocs, stores }
+    }
+
+    /// Returns a zTOC that is kept for a mount, if it is one and sound.
+    async fn ztoc(&self, digest: &Digest, max: u64) -> Option<Bytes> {
+        let (ztocs, digest) = (Arc::clone(&self.ztocs), *digest);
+        let reading = tokio::task::spawn_blocking(move || ztocs.read(&digest, max));
+        match reading.await.ok()? {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(%error, ztoc = %digest, "a stored zTOC is passed over");
+                None
+            }
+        }
     }
 }
 
 macro_rules! first {
     ($self:ident, $store:ident => $call:expr) => {{
-        for $store in &$self.0 {
+        for $store in &$self.stores {
             match $call.await {
                 Ok(Some(found)) => return Ok(Some(found)),
                 Ok(None) => {}
@@ -52,6 +72,9 @@ impl ContentStore for LocalContent {
     }
 
     async fn read(&self, digest: &Digest, max: u64) -> Result<Option<Bytes>, StoreError> {
+        if let Some(ztoc) = self.ztoc(digest, max).await {
+            return Ok(Some(ztoc));
+        }
         first!(self, store => store.read(digest, max))
     }
 
@@ -149,7 +172,8 @@ mod tests {
     async fn a_blob_is_read_once_it_is_there_and_missing_before() {
         let root = tempfile::tempdir().unwrap();
         let store = Arc::new(LocalStore::open(root.path()).unwrap());
-        let content = LocalContent::new(vec![store.clone() as Arc<dyn ContentStore>]);
+        let ztocs = Arc::new(Ztocs::open(root.path()).unwrap());
+        let content = LocalContent::new(ztocs, vec![store.clone() as Arc<dyn ContentStore>]);
         let bytes = Bytes::from_static(b"0123456789");
         let descriptor = Descriptor::of("application/octet-stream", &bytes);
         let context = FetchContext::new(Instant::now() + Duration::from_secs(20), FetchClass::OnDemand);

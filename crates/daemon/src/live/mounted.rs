@@ -53,8 +53,10 @@ pub struct Plan {
     pub decoded: Ztoc,
     /// Whether no file has extended attributes.
     pub disable_xattrs: bool,
-    /// Where bytes come from; the last one is asked first.
+    /// Where bytes come from: the images that have the layer, oldest first; they are asked in this order.
     pub sources: Vec<Arc<dyn BlobSource>>,
+    /// What may have them on this machine, which is asked before.
+    pub here: Option<Arc<dyn BlobSource>>,
     /// Who is told of operations.
     pub meter: Arc<dyn FsMeter>,
     /// Who is told how long it takes.
@@ -79,7 +81,7 @@ pub struct Mounted {
     /// That image, as the client named it.
     pub reference: String,
     session: Session,
-    /// One per source; each keeps its source in use.
+    /// One per image that has the layer, oldest first; each keeps its source in use.
     readers: Mutex<Vec<Arc<LayerReader>>>,
     /// Cancels what is done for this mount alone.
     work: Option<DropGuard>,
@@ -190,8 +192,12 @@ pub fn mount(
     drop(plan.decoded);
     let spec = LayerSpec { ztoc: plan.ztoc, ztoc_file: plan.ztoc_file, spans };
     let open = |source| ground.pool.open(spec.clone(), source);
-    let readers: Vec<Arc<LayerReader>> = plan.sources.into_iter().map(open).collect();
-    let Some(reader) = readers.last().cloned() else {
+    // The one that is opened last is asked first.
+    let mut readers: Vec<Arc<LayerReader>> = plan.sources.into_iter().rev().map(open).collect();
+    readers.reverse();
+    let here = plan.here.map(open);
+    // The file system keeps its reader for good, the images come and go.
+    let Some(reader) = here.as_ref().or(readers.last()).cloned() else {
         let message = format!("layer {layer} has no source");
         return Err(Failed { kind: SetbackKind::NotFound, message });
     };

@@ -115,8 +115,8 @@ impl Live {
             ztoc_file: self.ztocs.path(&ready.digest),
             decoded,
             disable_xattrs: ready.disable_xattrs,
-            // The last one is asked first.
-            sources: vec![image.repository.blob(&layer.layer, layer_size), Arc::new(here)],
+            sources: vec![image.repository.blob(&layer.layer, layer_size)],
+            here: Some(Arc::new(here)),
             meter: self.metrics.file_system(
                 &ready.digest,
                 &layer.layer,
@@ -151,15 +151,15 @@ impl Live {
         let old = self.mounts.lock().remove(&at.id());
         let mut sources: Vec<Arc<dyn BlobSource>> = Vec::new();
         let mut pins = Vec::new();
-        for reference in record.references.iter().rev() {
+        for reference in &record.references {
             let image = parse(reference)?;
             sources.push(self.registry.repository(&image).blob(&record.layer, record.layer_size));
             pins.push(self.board.pin(&image.key()));
         }
-        if let Some(reference) = record.references.first() {
+        let here = record.references.first().map(|reference| {
             let content = self.local(&reference.namespace);
-            sources.push(Arc::new(LocalBlob::new(content, record.layer, record.layer_size)));
-        }
+            Arc::new(LocalBlob::new(content, record.layer, record.layer_size)) as Arc<dyn BlobSource>
+        });
         self.pins.lock().insert(at.id(), pins);
         let (ztocs, digest, size) = (Arc::clone(&self.ztocs), record.ztoc, record.ztoc_size);
         let stored = tokio::task::spawn_blocking(move || read(&ztocs, &digest, size));
@@ -186,6 +186,7 @@ impl Live {
                 decoded: decode(&record.ztoc, bytes)?,
                 disable_xattrs: record.disable_xattrs,
                 sources,
+                here,
                 meter,
                 series,
                 image: manifest,

@@ -24,7 +24,7 @@ mod series;
 pub mod serve;
 pub mod text;
 
-use files::FileSystem;
+use files::{FileSystem, OfImage, OfLayer};
 use layers::Layer;
 use living::Living;
 use series::Millis;
@@ -42,7 +42,8 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     global: Mutex<Global>,
     received: AtomicU64,
-    files: Living<FileSystem>,
+    file_systems: Living<OfLayer>,
+    images: Living<OfImage>,
     layers: Living<Layer>,
     /// The layer of each zTOC, for readers, who only know the latter.
     of_ztoc: Mutex<HashMap<Digest, Digest>>,
@@ -87,12 +88,8 @@ impl Metrics {
         image: &Digest,
     ) -> Arc<dyn FsMeter> {
         self.0.of_ztoc.lock().insert(*ztoc, *layer);
-        let (of_layer, of_index) = (self.series(layer), self.series(index));
-        let metrics = Arc::downgrade(&self.0);
-        let meter =
-            Arc::new(FileSystem::new(metrics, layer.to_string(), image.to_string(), of_layer, of_index));
-        self.0.files.add(&meter);
-        meter
+        let series = [self.series(layer), self.series(index)];
+        Arc::new(FileSystem::new(&self.0, layer, image, series))
     }
 
     /// Adds everything that is counted to `scrape`.
@@ -112,8 +109,11 @@ impl Metrics {
         scrape.add_histogram(&names::MILLISECONDS, &["", "remote_registry_get"], self.0.answers.read());
         scrape.add_histogram(&names::MILLISECONDS, &["", "blob_redirect"], self.0.redirects.read());
         self.0.series.collect(scrape);
-        for files in self.0.files.all() {
-            files.collect(scrape);
+        for layer in self.0.file_systems.all() {
+            layer.collect(scrape);
+        }
+        for image in self.0.images.all() {
+            image.collect(scrape);
         }
         for layer in self.0.layers.all() {
             layer.collect(scrape);
@@ -257,7 +257,8 @@ mod tests {
         drop((files, reader));
         let left = text(&metrics);
         assert!(!left.contains(&layer.to_string()), "{left}");
-        assert_eq!((metrics.0.files.len(), metrics.0.layers.len()), (0, 0), "memory of it is kept");
+        let kept = (metrics.0.file_systems.len(), metrics.0.images.len(), metrics.0.layers.len());
+        assert_eq!(kept, (0, 0, 0), "memory of it is kept");
     }
 
     #[test]
@@ -266,6 +267,8 @@ mod tests {
         let (layer, ztoc, index) = (Digest::of(b"layer"), Digest::of(b"ztoc"), Digest::of(b"index"));
         let mount = |image: &[u8]| metrics.file_system(&ztoc, &layer, &index, &Digest::of(image));
         let (one, two) = (mount(b"one"), mount(b"two"));
+        one.operation(Operation::Read, Duration::from_micros(3), 4096, false);
+        two.operation(Operation::Read, Duration::from_micros(3), 100, false);
         metrics.series(&layer).observe(Timing::Mount, Duration::from_secs(100));
         drop(one);
         let shown = text(&metrics);
@@ -278,6 +281,10 @@ mod tests {
             "{shown}"
         );
         assert!(!shown.contains(&Digest::of(b"one").to_string()));
+        let served = format!(
+            "soci_fs_bytes_served{{layer=\"{layer}\",operation_type=\"synchronous_bytes_served\"}} 4196"
+        );
+        assert!(shown.contains(&served), "a counter fell: {shown}");
         drop(two);
         assert!(!text(&metrics).contains(&layer.to_string()));
     }

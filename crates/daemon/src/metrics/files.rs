@@ -1,10 +1,11 @@
-//! What the file system of one mount counts.
+//! What file systems count: by layer and by image.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use soci_fs::{FsMeter, Operation};
+use soci_oci::Digest;
 
 use super::text::{Histogram, Scrape};
 use super::{Inner, Series, micros, names};
@@ -27,52 +28,83 @@ const OPERATIONS: [(Operation, &str, &str); 11] = [
     (Operation::Statfs, "node.Statfs", "fuse_unknown_operation_failure_count"),
 ];
 
-/// The counts of one mount; they go with it.
+/// How often each operation was done.
+#[derive(Debug, Default)]
+struct Counts([AtomicU64; OPERATIONS.len()]);
+
+impl Counts {
+    fn add(&self, place: usize) {
+        self.0[place].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn of(&self, place: usize) -> u64 {
+        self.0[place].load(Ordering::Relaxed)
+    }
+}
+
+/// What all mounts of one layer count together; it goes with the last of them, so that no number falls with one of several.
 #[derive(Debug)]
-pub(super) struct FileSystem {
+pub(super) struct OfLayer {
     metrics: Weak<Inner>,
-    layer: String,
-    image: String,
-    /// Keeps the series of layer and index for as long as the mount.
-    _of_layer: Arc<Series>,
-    _of_index: Arc<Series>,
-    counts: [AtomicU64; OPERATIONS.len()],
-    failures: [AtomicU64; OPERATIONS.len()],
+    layer: Digest,
+    counts: Counts,
+    failures: Counts,
     served: AtomicU64,
     read: Micros,
     readdir: Micros,
 }
 
+/// What all layers of one image count together.
+#[derive(Debug)]
+pub(super) struct OfImage {
+    metrics: Weak<Inner>,
+    image: Digest,
+    counts: Counts,
+}
+
+/// The meter of one mount.
+#[derive(Debug)]
+pub(super) struct FileSystem {
+    layer: Arc<OfLayer>,
+    image: Arc<OfImage>,
+    /// Keeps the series of layer and index for as long as the mount.
+    _series: [Arc<Series>; 2],
+}
+
 impl FileSystem {
     pub(super) fn new(
-        metrics: Weak<Inner>,
-        layer: String,
-        image: String,
-        of_layer: Arc<Series>,
-        of_index: Arc<Series>,
+        metrics: &Arc<Inner>,
+        layer: &Digest,
+        image: &Digest,
+        series: [Arc<Series>; 2],
     ) -> Self {
-        Self {
-            metrics,
-            layer,
-            image,
-            _of_layer: of_layer,
-            _of_index: of_index,
-            counts: Default::default(),
-            failures: Default::default(),
-            served: AtomicU64::new(0),
-            read: Histogram::default(),
-            readdir: Histogram::default(),
-        }
+        let layer = metrics.file_systems.find_or_add(
+            |known| known.layer == *layer,
+            || OfLayer {
+                metrics: Arc::downgrade(metrics),
+                layer: *layer,
+                counts: Counts::default(),
+                failures: Counts::default(),
+                served: AtomicU64::new(0),
+                read: Histogram::default(),
+                readdir: Histogram::default(),
+            },
+        );
+        let image = metrics.images.find_or_add(
+            |known| known.image == *image,
+            || OfImage { metrics: Arc::downgrade(metrics), image: *image, counts: Counts::default() },
+        );
+        Self { layer, image, _series: series }
     }
+}
 
+impl OfLayer {
     pub(super) fn collect(&self, scrape: &mut Scrape) {
-        let layer = self.layer.as_str();
-        for (place, (operation, name, failure)) in OPERATIONS.iter().enumerate() {
-            let count = self.counts[place].load(Ordering::Relaxed);
-            scrape.add(&names::IMAGE_OPERATIONS, &[&self.image, name], count);
-            scrape.add(&names::OPERATIONS, &[layer, failure], self.failures[place].load(Ordering::Relaxed));
+        let layer = &self.layer.to_string();
+        for (place, (operation, _, failure)) in OPERATIONS.iter().enumerate() {
+            scrape.add(&names::OPERATIONS, &[layer, failure], self.failures.of(place));
             if *operation == Operation::Read {
-                scrape.add(&names::OPERATIONS, &[layer, "synchronous_read_count"], count);
+                scrape.add(&names::OPERATIONS, &[layer, "synchronous_read_count"], self.counts.of(place));
             }
         }
         scrape.add(&names::SERVED, &[layer, "synchronous_bytes_served"], self.served.load(Ordering::Relaxed));
@@ -81,30 +113,48 @@ impl FileSystem {
     }
 }
 
+impl OfImage {
+    pub(super) fn collect(&self, scrape: &mut Scrape) {
+        let image = &self.image.to_string();
+        for (place, (_, name, _)) in OPERATIONS.iter().enumerate() {
+            scrape.add(&names::IMAGE_OPERATIONS, &[image, name], self.counts.of(place));
+        }
+    }
+}
+
 impl FsMeter for FileSystem {
     fn operation(&self, operation: Operation, elapsed: Duration, bytes: u64, failed: bool) {
         let place = OPERATIONS.iter().position(|(known, ..)| *known == operation);
         if let Some(place) = place {
-            self.counts[place].fetch_add(1, Ordering::Relaxed);
+            self.layer.counts.add(place);
+            self.image.counts.add(place);
             if failed {
-                self.failures[place].fetch_add(1, Ordering::Relaxed);
+                self.layer.failures.add(place);
             }
         }
         match operation {
             Operation::Read => {
-                self.served.fetch_add(bytes, Ordering::Relaxed);
-                self.read.observe(micros(elapsed));
+                self.layer.served.fetch_add(bytes, Ordering::Relaxed);
+                self.layer.read.observe(micros(elapsed));
             }
-            Operation::Readdir => self.readdir.observe(micros(elapsed)),
+            Operation::Readdir => self.layer.readdir.observe(micros(elapsed)),
             _ => {}
         }
     }
 }
 
-impl Drop for FileSystem {
+impl Drop for OfLayer {
     fn drop(&mut self) {
         if let Some(metrics) = self.metrics.upgrade() {
-            metrics.files.prune();
+            metrics.file_systems.prune();
+        }
+    }
+}
+
+impl Drop for OfImage {
+    fn drop(&mut self) {
+        if let Some(metrics) = self.metrics.upgrade() {
+            metrics.images.prune();
         }
     }
 }

@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 
 use crate::core::LayerCore;
 use crate::fetch;
+use crate::meters::Event;
 use crate::pool::Shared;
 use crate::settings::BackgroundSettings;
 use crate::slot::SpanForm;
@@ -219,6 +220,11 @@ async fn step(background: &Background, layer: &Arc<LayerCore>, mut turn: Turn) {
         }
         return;
     };
+    let wanted = batch.spans.iter().map(|span| layer.compressed_len(*span)).sum();
+    if batch.class == FetchClass::Background && !layer.shared.cache.has_room(wanted) {
+        layer.meter.count(Event::NotCached, batch.spans.len() as u64);
+        return background.back(turn, Some(settings.max_backoff));
+    }
     let permits = batch.spans.iter().filter_map(|span| layer.bring(*span, batch.form, batch.class)).collect();
     // A layer is queued while one of its ranges is on its way, so that the other lane may take its next one.
     background.back(Turn { layer: turn.layer.clone(), worked: true, ..turn }, None);

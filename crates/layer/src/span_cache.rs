@@ -41,6 +41,13 @@ use crate::sync::Mutex;
 /// How many files stay open for the next read.
 const HANDLES: usize = 32;
 
+/// The part of the limit that a reader who needs room makes beyond that, so that the next ones need not sort again.
+const EVICTED: u64 = 64;
+
+/// The part of the limit that background work leaves free: more than one eviction makes, or it would fill again at once what
+/// readers made room in, with what nobody asked for.
+const LEFT_FREE: u64 = 32;
+
 /// Limits of the cache.
 #[derive(Debug, Clone, Default)]
 pub struct CacheSettings {
@@ -134,7 +141,7 @@ impl SpanCache {
         }
         all.sort_by_key(|(time, ..)| *time);
         let mut index = self.index.lock();
-        all.iter().for_each(|(_, key, bytes)| index.insert(key, *bytes));
+        all.iter().for_each(|(_, key, bytes)| index.insert(key, *bytes, true));
     }
 
     /// Makes the directory for what is being written. On a full disk an entry goes for it; where there is none, it is made
@@ -272,7 +279,7 @@ impl SpanCache {
                 }
                 renamed => renamed?,
             }
-            index.insert(key, bytes);
+            index.insert(key, bytes, class > FetchClass::Background);
             Ok(Stored::Yes)
         });
         if !matches!(stored, Ok(Stored::Yes)) {
@@ -301,15 +308,28 @@ impl SpanCache {
         if bytes > max {
             return None;
         }
+        if class == FetchClass::Background {
+            return self.set_aside(bytes, max - max / LEFT_FREE).ok();
+        }
         let missing = match self.set_aside(bytes, max) {
             Ok(room) => return Some(room),
-            Err(_) if class == FetchClass::Background => return None,
             Err(missing) => missing,
         };
         // In a large cache a little more than needed, so that the next ones need not sort again.
-        let more = if max / 64 > bytes { max / 64 } else { 0 };
+        let more = if max / EVICTED > bytes { max / EVICTED } else { 0 };
         self.evict(missing.saturating_add(more));
         self.set_aside(bytes, max).ok()
+    }
+
+    /// Whether there is room for `bytes` of background work, within the limit and on the disk: what is fetched and then not
+    /// stored is fetched for nothing.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        let within = |max: u64| self.index.lock().total().saturating_add(bytes) <= max - max / LEFT_FREE;
+        let free = || {
+            rustix::fs::statvfs(&self.root)
+                .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+        };
+        self.max_bytes.is_none_or(within) && free() > bytes
     }
 
     /// Sets `bytes` aside, or returns how many are missing.

@@ -25,10 +25,11 @@ struct Known {
 }
 
 impl CacheIndex {
-    /// Adds an entry that was just used, or replaces it.
-    pub(super) fn insert(&mut self, key: &SpanKey, bytes: u64) {
+    /// Adds an entry, or replaces it: as just used, or as one that nobody asked for yet, which goes before all that were
+    /// used.
+    pub(super) fn insert(&mut self, key: &SpanKey, bytes: u64, asked_for: bool) {
         self.tick += 1;
-        let known = Known { bytes, used: self.tick };
+        let known = Known { bytes, used: if asked_for { self.tick } else { 0 } };
         let old = self.layers.entry(key.ztoc).or_default().insert((key.span, key.form), known);
         self.total = self.total + bytes - old.map_or(0, |old| old.bytes);
     }

@@ -159,8 +159,9 @@ fn the_least_recently_used_goes_and_background_work_evicts_nothing() {
     let cache = open(dir.path(), Some(3 * one));
     let bytes = content(50_000);
     for span in 0..3 {
-        assert_eq!(put(&cache, &plain(span), &bytes, FetchClass::Background).unwrap(), Stored::Yes);
+        assert_eq!(put(&cache, &plain(span), &bytes, FetchClass::ReadAhead).unwrap(), Stored::Yes);
     }
+    assert!(!cache.has_room(1));
     assert_eq!(put(&cache, &plain(3), &bytes, FetchClass::Background).unwrap(), Stored::NoRoom);
     assert_eq!((cache.usage(), temporaries(dir.path())), (3 * one, 0));
     // The first is used, the second is being read: the third goes.
@@ -177,6 +178,27 @@ fn the_least_recently_used_goes_and_background_work_evicts_nothing() {
     assert!(cache.usage() <= 3 * one);
     let files = fs::read_dir(cache.layer_dir(&plain(0).ztoc)).unwrap().count();
     assert_eq!(files, 3);
+}
+
+#[test]
+fn what_nobody_asked_for_goes_first_and_does_not_fill_what_readers_made_room_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = entry::file_size(1000);
+    let cache = open(dir.path(), Some(128 * one));
+    let bytes = content(1000);
+    assert_eq!(put(&cache, &plain(0), &bytes, FetchClass::OnDemand).unwrap(), Stored::Yes);
+    let stored = (1..).take_while(|span| {
+        assert_eq!(cache.has_room(one), *span < 124, "span {span}");
+        put(&cache, &plain(*span), &bytes, FetchClass::Background).unwrap() == Stored::Yes
+    });
+    assert_eq!(stored.count(), 123, "a part is left free");
+    for span in 200..300 {
+        assert_eq!(put(&cache, &plain(span), &bytes, FetchClass::OnDemand).unwrap(), Stored::Yes);
+        assert!(!cache.has_room(one));
+    }
+    let spans = cache.spans(&plain(0).ztoc);
+    assert!(spans.contains(&SpanId(0)), "what was read stays, though it is the oldest");
+    assert!((200..300).all(|span| spans.contains(&SpanId(span))));
 }
 
 #[test]

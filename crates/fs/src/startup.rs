@@ -14,8 +14,11 @@ use crate::tree::{Body, LayerTree, NodeIndex};
 const ETC: [&[u8]; 3] = [b"passwd", b"group", b"ld.so.cache"];
 /// Where loaders and C libraries are, and in directories named after the machine beneath these.
 const LIBRARIES: [&[u8]; 4] = [b"lib", b"lib64", b"usr/lib", b"usr/lib64"];
-/// Libraries that are taken of one directory: a layer made in bad faith may have any number.
+/// Libraries that are taken of one directory, and directories named after a machine of another: a layer made in bad faith may
+/// have any number.
 const MOST: usize = 8;
+/// Names of a directory that are looked at.
+const NAMES: usize = 1 << 15;
 /// What such a directory's name contains.
 const MACHINE: &[u8] = b"-linux-";
 
@@ -30,17 +33,17 @@ impl LayerTree {
         for path in LIBRARIES {
             let Some(directory) = self.find(path) else { continue };
             self.add_libraries(directory, &mut found);
-            for entry in self.children(directory) {
-                if self.name(entry).windows(MACHINE.len()).any(|part| part == MACHINE) {
-                    self.add_libraries(entry.node, &mut found);
-                }
-            }
+            let names = self.children(directory).iter().take(NAMES);
+            let machines =
+                names.filter(|entry| self.name(entry).windows(MACHINE.len()).any(|part| part == MACHINE));
+            machines.take(MOST).for_each(|entry| self.add_libraries(entry.node, &mut found));
         }
         found
     }
 
     fn add_libraries(&self, directory: NodeIndex, found: &mut Vec<Range<UncompressedOffset>>) {
-        let wanted = self.children(directory).iter().filter(|entry| is_startup_library(self.name(entry)));
+        let names = self.children(directory).iter().take(NAMES);
+        let wanted = names.filter(|entry| is_startup_library(self.name(entry)));
         found.extend(wanted.take(MOST).filter_map(|entry| self.extent(entry.node)));
     }
 

@@ -187,14 +187,35 @@ impl Background {
     }
 }
 
+/// A lane that runs. One that ends by a panic is made good by the next layer that is added.
+struct Lane<'a> {
+    background: &'a Background,
+    working: bool,
+    ended: bool,
+}
+
+impl Drop for Lane<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            let mut state = self.background.state.lock();
+            state.lanes -= 1;
+            state.working -= usize::from(self.working);
+        }
+    }
+}
+
 async fn lane(shared: Arc<Shared>) {
     let background = &shared.background;
+    let mut lane = Lane { background, working: false, ended: false };
     let priority = Priority::new(FetchClass::Background);
     loop {
         shared.demand.turn_of(&priority).await;
         let added = background.added.notified();
         match background.next() {
-            Next::End => return,
+            Next::End => {
+                lane.ended = true;
+                return;
+            }
             Next::Rest(until) => {
                 tokio::select! {
                     () = tokio::time::sleep_until(until.into()) => {}
@@ -202,7 +223,9 @@ async fn lane(shared: Arc<Shared>) {
                 }
             }
             Next::Work(layer, turn) => {
+                lane.working = true;
                 step(background, &layer, turn).await;
+                lane.working = false;
                 background.state.lock().working -= 1;
             }
         }

@@ -138,6 +138,8 @@ impl LayerPool {
     ) -> Arc<LayerReader> {
         if let Some(pool) = pool.upgrade()
             && let Some(open) = pool.layers.lock().get_mut(&core.ztoc)
+            // One that was closed by force may have a successor.
+            && Arc::ptr_eq(&open.core, core)
         {
             open.readers += 1;
         }

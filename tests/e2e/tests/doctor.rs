@@ -61,6 +61,10 @@ fn doctor_of(
     assert!(!text.contains(PASSWORD), "{text}");
     let report: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
     let findings = report["findings"].as_array().context("no findings")?.clone();
+    for finding in &findings {
+        let trouble = finding["level"] == "warning" || finding["level"] == "error";
+        assert!(!trouble || finding["change"].is_string(), "it does not say what to change: {finding}");
+    }
     Ok(Said { status: output.status.code(), findings })
 }
 
@@ -178,6 +182,8 @@ fn each_thing_that_keeps_an_image_from_being_lazy_is_named_with_its_remedy() -> 
     let refused = said.texts("image", "error").join("\n");
     assert!(refused.contains(&stage.registry.host()) && refused.contains("401"), "{refused}");
     assert!(!refused.contains("hunter2"), "{refused}");
+    let (_, change) = said.change("401").context("no remedy for the login")?;
+    assert!(change.contains("soci auth explain --check"), "{change}");
     let mut stage = stage;
     stage.snapshotter.daemon().stop();
     let said = doctor(&stage, &config, &containerd, &[])?;

@@ -61,6 +61,7 @@ pub(super) fn enter(root: &Path) -> Finding {
     let error = command.exec();
     let what = format!("this shell's: the doctor cannot be started with the daemon's: {error}");
     Finding::new("environment", Level::Warning, what)
+        .change("give the doctor the variables that `systemctl show -p Environment soci-snapshotter-grpc` shows")
 }
 
 /// Returns the process that has `root`, and its environment.

@@ -12,8 +12,8 @@ use soci_auth::explain::{HostReport, Standing};
 use soci_index::{DiscoverError, DiscoverRequest, Discovered, SociIndex, discover};
 use soci_oci::media_type::{LayerCompression, layer_compression};
 use soci_oci::{
-    Descriptor, Digest, FetchClass, FetchContext, FetchError, ImageRef, Index, Platform, media_type,
-    with_causes,
+    Descriptor, Digest, FetchClass, FetchContext, FetchError, FetchErrorKind, ImageRef, Index, Platform,
+    media_type, with_causes,
 };
 use soci_registry::Repository;
 use soci_snapshotter::plan::Reason;
@@ -28,6 +28,8 @@ use crate::{keychains, registries};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// zTOCs that are fetched at a time.
 const PARALLEL: usize = 4;
+/// What to do about an index, or a part of it, that cannot be used.
+const REINDEX: &str = "index the image anew: soci create --force, or soci convert --force";
 /// The largest zTOC that is fetched, in bytes.
 const MAX_ZTOC: u64 = soci_index::resolve::MAX_ZTOC_SIZE;
 
@@ -37,14 +39,18 @@ pub(super) async fn look(reference: &str, config: &Config) -> Vec<Finding> {
         Ok(image) => image,
         Err(error) => {
             let what = format!("{reference:?}: {}", with_causes(&error));
-            return vec![Finding::new("image", Level::Error, what)];
+            let change = "soci-snapshotter-grpc doctor registry.example/name:tag";
+            return vec![Finding::new("image", Level::Error, what).change(change)];
         }
     };
     let (board, metrics) = (Arc::new(AuthBoard::new()), Metrics::default());
     let keychains = keychains::open(config, &board, &metrics, &|name| std::env::var_os(name));
     let registry = match registries::client(config, keychains.chain, board, &metrics) {
         Ok(registry) => registry,
-        Err(error) => return vec![Finding::new("image", Level::Error, format!("{error:#}"))],
+        Err(error) => {
+            let finding = Finding::new("image", Level::Error, format!("{error:#}"));
+            return vec![finding.change("mend the file that is named, or [resolver] of our configuration")];
+        }
     };
     let look = Look {
         repository: registry.repository(&image),
@@ -58,7 +64,7 @@ pub(super) async fn look(reference: &str, config: &Config) -> Vec<Finding> {
             findings.push(Finding::new("image", Level::Ok, format!("{}: manifest {manifest}", look.image)));
             look.layers(manifest, &mut findings).await;
         }
-        Err(what) => findings.push(Finding::new("image", Level::Error, what)),
+        Err((what, change)) => findings.push(Finding::new("image", Level::Error, what).change(change)),
     }
     findings
 }
@@ -75,7 +81,10 @@ impl Look<'_> {
     async fn hosts(&self) -> Vec<Finding> {
         match self.repository.explain().await {
             Ok(hosts) => hosts.iter().map(|host| self.host(host)).collect(),
-            Err(error) => vec![Finding::new("hosts", Level::Error, with_causes(&error))],
+            Err(error) => {
+                let finding = Finding::new("hosts", Level::Error, with_causes(&error));
+                vec![finding.change("mend the hosts.toml that is named, beneath [resolver] config_path")]
+            }
         }
     }
 
@@ -97,26 +106,56 @@ impl Look<'_> {
         if self.config.cri.is_some() {
             // Those that the kubelet's pulls brought are known to the running daemon alone.
             finding = finding.change(format!("soci auth explain --daemon {}", self.image));
+        } else if failed {
+            finding = finding.change("mend the file or helper that is named");
         }
         finding
     }
 
-    /// Returns the digest of the manifest for this machine.
-    async fn manifest(&self) -> Result<Digest, String> {
-        let error = |error: FetchError| format!("{}: {}", self.image, with_causes(&error));
+    /// Returns what to do about a fetch that failed.
+    fn remedy(&self, error: &FetchError) -> String {
+        let image = &self.image;
+        match error.kind() {
+            FetchErrorKind::Denied => {
+                format!(
+                    "soci auth explain --check {image} says which login is refused; log in anew, or mend the pull secret"
+                )
+            }
+            FetchErrorKind::NotFound => format!("push it, or correct the name {image}"),
+            FetchErrorKind::Unavailable => format!(
+                "curl -v https://{}/v2/ from this node: name, route, proxy and certificate; or a mirror in hosts.toml",
+                image.registry().identity()
+            ),
+            FetchErrorKind::Protocol => {
+                "have the proxy or mirror between this node and the registry pass requests on unchanged"
+                    .to_owned()
+            }
+            FetchErrorKind::Integrity => "push the image anew: what the registry has is damaged".to_owned(),
+            FetchErrorKind::Local => "make room on this machine's disk, or mend it".to_owned(),
+        }
+    }
+
+    /// Returns the digest of the manifest for this machine, or what is wrong and what to do.
+    async fn manifest(&self) -> Result<Digest, (String, String)> {
+        let error =
+            |error: FetchError| (format!("{}: {}", self.image, with_causes(&error)), self.remedy(&error));
         let object = self.image.object();
         let (found, bytes) = self.repository.manifest_by_tag(&object, &self.context).await.map_err(error)?;
         if !media_type::is_index(&found.media_type) {
             return Ok(found.digest);
         }
-        let index =
-            Index::decode(&bytes).map_err(|error| format!("{}: {}", self.image, with_causes(&error)))?;
+        let index = Index::decode(&bytes).map_err(|error| {
+            (format!("{}: {}", self.image, with_causes(&error)), "push the image anew".to_owned())
+        })?;
         let host = Platform::host();
         let own =
             |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|platform| platform.matches(&host));
         match index.manifests.iter().find(own) {
             Some(entry) => Ok(entry.digest),
-            None => Err(format!("{}: no manifest for {host}", self.image)),
+            None => {
+                let change = format!("build and push the image for {host} as well");
+                Err((format!("{}: no manifest for {host}", self.image), change))
+            }
         }
     }
 
@@ -150,7 +189,11 @@ impl Look<'_> {
 
     async fn no_index(&self, manifest: Digest, error: &DiscoverError) -> Finding {
         if !error.is_no_index() {
-            return Finding::new("index", Level::Error, with_causes(error));
+            let change = match error.fetch() {
+                Some(fetch) => self.remedy(fetch),
+                None => REINDEX.to_owned(),
+            };
+            return Finding::new("index", Level::Error, with_causes(error)).change(change);
         }
         // It may have one that the configuration does not look for.
         if !self.config.discovery.v1
@@ -174,7 +217,8 @@ impl Look<'_> {
                 "ranges",
                 Level::Error,
                 format!("layer {}: {}", layer.digest, with_causes(&error)),
-            ),
+            )
+            .change(self.remedy(&error)),
         }
     }
 
@@ -196,12 +240,15 @@ impl Look<'_> {
         };
         let bytes = match self.repository.blob_bytes(ztoc, MAX_ZTOC, &self.context).await {
             Ok(bytes) => bytes,
-            Err(error) => return unpacked(Level::Warning, format!("its zTOC: {}", with_causes(&error))),
+            Err(error) => {
+                let finding = unpacked(Level::Warning, format!("its zTOC: {}", with_causes(&error)));
+                return finding.change(self.remedy(&error));
+            }
         };
         match Ztoc::decode(bytes, &DecodeLimits::default()) {
             Ok(_) => Finding::new("layer", Level::Ok, format!("{name}: lazy, by zTOC {}", ztoc.digest)),
             Err(error) => unpacked(Level::Warning, format!("zTOC {}: {}", ztoc.digest, with_causes(&error)))
-                .change("index the image anew: soci create --force, or soci convert --force"),
+                .change(REINDEX),
         }
     }
 }

@@ -35,7 +35,8 @@ fn kernel(release: &str) -> Finding {
         return Finding::new("kernel", Level::Ok, format!("Linux {release}"));
     }
     let what = format!("Linux {release} is older than {}.{}, the oldest supported", KERNEL.0, KERNEL.1);
-    Finding::new("kernel", Level::Warning, what)
+    let change = format!("upgrade the kernel to {}.{} or later", KERNEL.0, KERNEL.1);
+    Finding::new("kernel", Level::Warning, what).change(change)
 }
 
 fn file_system(known: &str, name: &'static str, carries: &str) -> Finding {
@@ -73,7 +74,8 @@ fn state(root: &Path) -> Finding {
         Ok(known) => known,
         Err(error) => {
             let what = format!("{} cannot be looked at: {error}", shown(existing));
-            return Finding::new("state", Level::Warning, what);
+            return Finding::new("state", Level::Warning, what)
+                .change("run the doctor as root, or correct --root (SOCI_SNAPSHOTTER_ROOT)");
         }
     };
     let magic = u64::try_from(kind.f_type).unwrap_or(0);

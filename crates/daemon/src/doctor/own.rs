@@ -40,7 +40,10 @@ pub(super) async fn look(args: &Args, findings: &mut Vec<Finding>) -> Option<Con
             Some(config)
         }
         Err(error) => {
-            findings.push(Finding::new("config", Level::Error, with_causes(&error)).at(file));
+            let finding = Finding::new("config", Level::Error, with_causes(&error)).at(file);
+            findings.push(finding.change(
+                "correct the key that is named; `soci-snapshotter-grpc config default` shows all of them",
+            ));
             None
         }
     };

@@ -25,8 +25,9 @@ use support::image::{Published, publish};
 use support::{Client, client};
 use tonic::{Code, Request};
 
-const CONFIG: &str =
-    "[background_fetch]\ndisable = true\n[content_store]\ncontainerd_address = '/nonexistent/c.sock'\n";
+const CONFIG: &str = "[content_store]\ncontainerd_address = '/nonexistent/c.sock'\n";
+/// Only what readers ask for is fetched.
+const NO_BACKGROUND: &str = "[background_fetch]\ndisable = true\n";
 /// How long all of a test may take: a deadlock is a failure, not a hanging test.
 const LIMIT: Duration = Duration::from_secs(150);
 
@@ -39,7 +40,8 @@ struct Crowd {
 }
 
 impl Crowd {
-    async fn new() -> Self {
+    /// With layers completed in the background, as by default, or not.
+    async fn new(background: bool) -> Self {
         assert!(rustix::process::geteuid().is_root(), "needs root: mounts FUSE");
         let options = soci_testkit::Options::plain().auth(AuthMode::Bearer, "reader", "pass-word-1");
         let registry = TestRegistry::start(options).await.unwrap();
@@ -47,7 +49,8 @@ impl Crowd {
         let login =
             json!({ "auths": { registry.host(): { "username": "reader", "password": "pass-word-1" } } });
         std::fs::write(dir.path().join("config.json"), login.to_string()).unwrap();
-        std::fs::write(dir.path().join("config.toml"), CONFIG).unwrap();
+        let text = format!("{}{CONFIG}", if background { "" } else { NO_BACKGROUND });
+        std::fs::write(dir.path().join("config.toml"), text).unwrap();
         let config = config::load(&dir.path().join("config.toml")).unwrap().config;
         let options = Options {
             address: dir.path().join("s.sock").display().to_string().parse().unwrap(),
@@ -216,7 +219,13 @@ fn fetched(registry: &TestRegistry, blob: &str) -> Vec<(u64, u64)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_hundred_pulls_of_one_image_resolve_it_once_and_fetch_each_span_once() {
-    let crowd = Crowd::new().await;
+    for background in [false, true] {
+        a_hundred_pulls(background).await;
+    }
+}
+
+async fn a_hundred_pulls(background: bool) {
+    let crowd = Crowd::new(background).await;
     let big = Numbers::new(3).bytes(6 << 20);
     let base = LayerBuilder::new().file("big", &Attr::default(), &big).gzip();
     let upper = LayerBuilder::new().file("small", &Attr::default(), b"small\n").gzip();
@@ -251,7 +260,13 @@ async fn a_hundred_pulls_of_one_image_resolve_it_once_and_fetch_each_span_once()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn twenty_images_pulled_and_removed_at_random_leave_nothing_behind() {
-    let crowd = Arc::new(Crowd::new().await);
+    for background in [false, true] {
+        twenty_images(background).await;
+    }
+}
+
+async fn twenty_images(background: bool) {
+    let crowd = Arc::new(Crowd::new(background).await);
     let shared =
         LayerBuilder::new().file("etc/base", &Attr::default(), &Numbers::new(1).bytes(300_000)).gzip();
     let images: Vec<_> = (0..20_u64)

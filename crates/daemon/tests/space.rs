@@ -106,6 +106,38 @@ async fn a_layer_that_two_images_share_stays_until_both_are_gone() {
     until("it goes with the last image", async || stored(&stage) == 0).await;
 }
 
+/// One layer on two others is two snapshots, and is on the disk once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_in_two_snapshots_is_stored_once_and_counted_once() {
+    let registry = registry().await;
+    let all = layers().0;
+    let one = publish(&registry, "team/one", vec![all[0].clone(), all[2].clone()], |_| true);
+    let two = publish(&registry, "team/two", vec![all[1].clone(), all[2].clone()], |_| true);
+    assert_eq!(one.ztocs[1], two.ztocs[1]);
+    let mut stage = Stage::new(&registry, CONFIG).await;
+    let mut sizes = Vec::new();
+    for image in [&one, &two] {
+        let top = stage.pull(image).await;
+        let merged = stage.run(&format!("container on {top}"), &top).await;
+        assert_eq!(read(merged.join("etc/top")).await, b"top\n");
+        stage.unmount();
+        until("nothing is in flight", async || stage.inspect().await["jobs"] == 0).await;
+        let request = wire::UsageRequest { snapshotter: "soci".into(), key: top };
+        sizes.push(stage.client.usage(request).await.unwrap().into_inner().size);
+    }
+    assert_eq!(stage.fuse_mounts(), 4);
+    let stored = |what: PathBuf| stage.files().iter().filter(|(path, _)| path.starts_with(&what)).count();
+    assert_eq!(stored("ztocs".into()), 3);
+    let on_disk: u64 = stage
+        .files()
+        .iter()
+        .filter(|(path, _)| path.starts_with(spans_of(&one, 1)) || path.ends_with(one.ztocs[1].hex()))
+        .map(|(_, size)| size)
+        .sum();
+    assert!(sizes[0] > 0 && sizes[1] == 0, "{sizes:?}");
+    assert_eq!(u64::try_from(sizes[0]).unwrap(), on_disk);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_on_mounted_layers_fetches_no_ztoc_that_is_here() {
     let registry = registry().await;

@@ -60,8 +60,9 @@ pub(super) fn enter(root: &Path) -> Finding {
     command.env_clear().envs(variables).envs(ours).env(SOURCE, source);
     let error = command.exec();
     let what = format!("this shell's: the doctor cannot be started with the daemon's: {error}");
-    Finding::new("environment", Level::Warning, what)
-        .change("give the doctor the variables that `systemctl show -p Environment soci-snapshotter-grpc` shows")
+    Finding::new("environment", Level::Warning, what).change(
+        "give the doctor the variables that `systemctl show -p Environment soci-snapshotter-grpc` shows",
+    )
 }
 
 /// Returns the process that has `root`, and its environment.

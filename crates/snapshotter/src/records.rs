@@ -30,6 +30,7 @@ use crate::provider::MountRecord;
 pub const RECORD: &str = "record";
 /// Name the record gets when the snapshot is removed.
 pub const REMOVED: &str = "removed";
+/// Name of the next record until it takes the place of the present one.
 const NEXT: &str = "record.next";
 const MAGIC: &str = "soci-snapshot";
 const VERSION: u32 = 1;
@@ -130,6 +131,11 @@ impl Record {
             updated: self.updated.system(),
         }
     }
+}
+
+/// Deletes the record that was being written when the process was killed. What cannot be deleted is overwritten by the next.
+pub fn drop_half_written(dir: &Path) {
+    let _mostly_absent = std::fs::remove_file(dir.join(NEXT));
 }
 
 /// Why a record cannot be read.

@@ -120,6 +120,7 @@ impl Store {
             let dir = entry.path();
             match records::read(&dir) {
                 Ok(record) if record.id == id && !state.by_name.contains_key(&record.name) => {
+                    records::drop_half_written(&dir);
                     state.ids.insert(id);
                     state.by_name.insert(record.name.clone(), Arc::new(record));
                 }

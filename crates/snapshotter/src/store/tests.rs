@@ -147,8 +147,9 @@ fn killed_at_any_step_an_operation_happened_or_did_not() {
     for cut in 0..=after.len() {
         fs::write(&next, &after[..cut]).unwrap();
         assert_eq!(names(root.path()), ["base"]);
+        assert!(!next.exists(), "it stays for good");
     }
-    fs::rename(&next, &file).unwrap();
+    fs::write(&file, &after).unwrap();
     assert_eq!(names(root.path()), ["layer"]);
     // Remove, killed after its only step.
     fs::rename(&file, dir.path().join(records::REMOVED)).unwrap();

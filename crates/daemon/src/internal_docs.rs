@@ -71,7 +71,8 @@ const READ: &[(&str, &str)] = &[
     ("`PATH`", "Where credential helpers and exec plugins of a kubeconfig are"),
     (
         "`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`",
-        "Proxies, but for this machine and link-local addresses",
+        "Proxies, but for this machine and link-local addresses; for the API server as kubectl has it: `proxy-url` of its \
+         cluster comes first, and `ALL_PROXY` is not looked at",
     ),
     ("`SSL_CERT_FILE`, `SSL_CERT_DIR`", "Certificate authorities that are trusted, instead of the system's"),
     ("`KUBECONFIG`", "Kubeconfig files, separated by `:`, unless `kubeconfig_path` names one"),

@@ -84,6 +84,7 @@ pub fn open(
                 kubeconfig: std::env::split_paths(&listed).filter(|path| *path != PathBuf::new()).collect(),
                 home: home.unwrap_or_default(),
                 in_cluster: variable("KUBERNETES_SERVICE_HOST").is_some(),
+                proxies: soci_kubernetes::Proxies::of(variable),
             })
         };
         SecretsKeychain::start(settings, Arc::clone(board))

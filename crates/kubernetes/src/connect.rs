@@ -6,15 +6,19 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use http::Uri;
 use kube::Client;
-use kube::config::{AuthInfo, Config, KubeConfigOptions};
+use kube::config::{AuthInfo, Cluster, Config, ExecAuthCluster};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use soci_auth::redact;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::exec::{self, ExecError};
 use crate::kubeconfig::{self, Fingerprint, LoadError, Location};
-use crate::settings::Timing;
+use crate::proxy::ProxyError;
+use crate::settings::{Settings, Timing};
 
 /// How long before its end a credential is replaced.
 const EARLIER: Duration = Duration::from_secs(10);
@@ -51,6 +55,8 @@ pub(crate) enum ConnectError {
     AuthProvider { name: String },
     #[error("the kubeconfig is {0}")]
     Config(String),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     #[error("service account of the pod")]
     InCluster(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("client for {server}")]
@@ -74,6 +80,7 @@ impl ConnectError {
             }
             Self::AuthProvider { .. } => "use an exec plugin",
             Self::Config(_) => "mend it, or write it anew",
+            Self::Proxy(_) => "correct it, or name none",
             Self::InCluster(_) => "let the pod mount its service account, or set kubeconfig_path",
             Self::Client { .. } => "check proxy-url, certificates and keys of the kubeconfig",
             Self::Interrupted => "it is read again",
@@ -83,20 +90,20 @@ impl ConnectError {
 
 impl Connection {
     /// Builds a client from what is at `location`.
-    pub(crate) async fn open(location: &Location, exec_limit: Duration) -> Result<Self, ConnectError> {
-        let (mut config, files, notices, expires) = match location {
+    pub(crate) async fn open(location: &Location, settings: &Settings) -> Result<Self, ConnectError> {
+        let exec_limit = settings.timing.exec;
+        let (mut config, own_proxy, files, notices, expires) = match location {
             Location::Files(paths) => {
                 let paths = paths.clone();
-                let current = tokio::task::spawn_blocking(move || kubeconfig::load(&paths))
-                    .await
-                    .map_err(|_| ConnectError::Interrupted)??;
-                let mut kubeconfig = current.kubeconfig;
+                let (mut config, current) = tokio::task::spawn_blocking(move || {
+                    let current = kubeconfig::load(&paths)?;
+                    Ok::<_, ConnectError>((config_of(&current.cluster)?, current))
+                })
+                .await
+                .map_err(|_| ConnectError::Interrupted)??;
                 let (user, expires) = resolve(current.user, &current.cluster, exec_limit).await?;
-                replace_user(&mut kubeconfig, user);
-                let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                    .await
-                    .map_err(|error| ConnectError::Config(kubeconfig::unquoted(&error)))?;
-                (config, current.files, current.notices, expires)
+                config.auth_info = user;
+                (config, current.cluster.proxy_url, current.files, current.notices, expires)
             }
             Location::InCluster => {
                 let mut config =
@@ -104,11 +111,12 @@ impl Connection {
                 let files =
                     [config.auth_info.token_file.clone().map(PathBuf::from), config.root_cert_file.clone()];
                 let (user, expires) =
-                    resolve(config.auth_info.clone(), &kube::config::Cluster::default(), exec_limit).await?;
+                    resolve(config.auth_info.clone(), &Cluster::default(), exec_limit).await?;
                 config.auth_info = user;
-                (config, files.into_iter().flatten().collect(), Vec::new(), expires)
+                (config, None, files.into_iter().flatten().collect(), Vec::new(), expires)
             }
         };
+        config.proxy_url = settings.environment.proxies.choose(&config.cluster_url, own_proxy.as_deref())?;
         let fingerprint = Fingerprint::of(&files);
         // Its retries wait silently for as long as the server says; what fails is to be told, and is tried again here.
         config.default_retry = false;
@@ -141,7 +149,7 @@ impl Connection {
 /// Turns `tokenFile` and `exec` into a token or certificate. A token file outranks an inline token, as in client-go.
 async fn resolve(
     mut user: AuthInfo,
-    cluster: &kube::config::Cluster,
+    cluster: &Cluster,
     exec_limit: Duration,
 ) -> Result<(AuthInfo, Option<OffsetDateTime>), ConnectError> {
     if let Some(provider) = &user.auth_provider {
@@ -176,17 +184,26 @@ async fn resolve(
     Ok((user, expires))
 }
 
-fn replace_user(kubeconfig: &mut kube::config::Kubeconfig, user: AuthInfo) {
-    let context = kubeconfig.current_context.clone();
-    let name = kubeconfig
-        .contexts
-        .iter()
-        .find(|named| Some(&named.name) == context.as_ref())
-        .and_then(|named| named.context.as_ref())
-        .and_then(|context| context.user.clone());
-    for named in &mut kubeconfig.auth_infos {
-        if Some(&named.name) == name.as_ref() {
-            named.auth_info = Some(user.clone());
-        }
+/// Returns how a cluster is reached, but for the proxy. Blocks on the disk.
+///
+/// kube does the same for a whole kubeconfig, and takes a proxy from the environment on the way: [`crate::proxy`].
+fn config_of(cluster: &Cluster) -> Result<Config, ConnectError> {
+    let without = |what: String| ConnectError::Config(format!("without {what}"));
+    let server = cluster.server.as_deref().filter(|server| !server.is_empty());
+    let server = server.ok_or_else(|| without("a server address".to_owned()))?;
+    let server: Uri = server.parse().map_err(|error| without(format!("a usable server address: {error}")))?;
+    let known = ExecAuthCluster::try_from(cluster)
+        .map_err(|error| ConnectError::Config(kubeconfig::unquoted(&error)))?;
+    let mut config = Config::new(server);
+    if let Some(pem) = known.certificate_authority_data {
+        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+        let certificates = certificates.ok().filter(|certificates| !certificates.is_empty());
+        let certificates = certificates.ok_or_else(|| {
+            without("a usable certificate-authority: it is no PEM of certificates".to_owned())
+        })?;
+        config.root_cert = Some(certificates.iter().map(|certificate| certificate.to_vec()).collect());
     }
+    config.accept_invalid_certs = cluster.insecure_skip_tls_verify.unwrap_or_default();
+    config.tls_server_name = cluster.tls_server_name.clone().filter(|name| !name.is_empty());
+    Ok(config)
 }

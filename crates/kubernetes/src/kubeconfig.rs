@@ -123,8 +123,6 @@ pub(crate) fn places(settings: &Settings) -> String {
 /// The current context of a kubeconfig: one cluster and one user, paths made absolute.
 #[derive(Debug, Clone)]
 pub(crate) struct Current {
-    /// The merged file, so that kube's own types carry what we do not look at.
-    pub kubeconfig: Kubeconfig,
     /// The user, with `tokenFile` and `exec` still to be resolved.
     pub user: AuthInfo,
     /// The cluster.
@@ -195,7 +193,7 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Current, LoadError> {
     // Certificates are no secrets.
     let secret = [&user.client_key, &user.token_file].into_iter().flatten().map(Path::new);
     let notices = paths.iter().map(PathBuf::as_path).chain(secret).filter_map(exposed).collect();
-    Ok(Current { kubeconfig: merged, user, cluster, files, notices })
+    Ok(Current { user, cluster, files, notices })
 }
 
 /// Says what is wrong with a kubeconfig without quoting it: the parser's own message shows the lines around a fault, and
@@ -214,19 +212,7 @@ pub(crate) fn unquoted(error: &KubeconfigError) -> String {
         Error::LoadCertificateAuthority(error) => {
             format!("without a usable certificate-authority: {}", lost(error))
         }
-        Error::LoadClientCertificate(error) => {
-            format!("without a usable client-certificate: {}", lost(error))
-        }
-        Error::LoadClientKey(error) => format!("without a usable client-key: {}", lost(error)),
-        Error::ParseCertificates(_) => "without a usable certificate-authority: not PEM".to_owned(),
-        Error::ParseClusterUrl(error) => format!("without a usable server address: {error}"),
-        Error::ParseProxyUrl(error) => format!("without a usable proxy-url: {error}"),
-        Error::MissingClusterUrl => "without a server address".to_owned(),
-        Error::ParseNoProxy(_) => "beside a NO_PROXY in the environment that is malformed".to_owned(),
-        Error::CurrentContextNotSet
-        | Error::LoadContext(_)
-        | Error::LoadClusterOfContext(_)
-        | Error::FindPath => "incomplete".to_owned(),
+        _ => "incomplete".to_owned(),
     }
 }
 

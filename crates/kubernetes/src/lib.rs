@@ -9,6 +9,7 @@
 //! | `settings` | what the daemon tells it |
 //! | `kubeconfig` | which file is used, and what it refers to |
 //! | `exec` | exec plugins, with a deadline |
+//! | `proxy` | through which proxy |
 //! | `connect` | from a kubeconfig to a client |
 //! | `watch` | connect, follow all that is to be synced, connect anew |
 //! | `selection` | list and watch one part of it |
@@ -32,6 +33,7 @@ mod keychain;
 mod kubeconfig;
 mod matching;
 mod object;
+mod proxy;
 mod ranked;
 mod reading;
 mod secret;
@@ -42,5 +44,6 @@ mod synced;
 mod watch;
 
 pub use keychain::SecretsKeychain;
+pub use proxy::Proxies;
 pub use settings::{Environment, Settings, Timing};
 pub use synced::Progress;

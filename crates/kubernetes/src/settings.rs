@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::proxy::Proxies;
+
 /// Settings of the secrets keychain.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -27,6 +29,8 @@ pub struct Environment {
     pub home: PathBuf,
     /// Whether the process runs in a pod (`$KUBERNETES_SERVICE_HOST` is set).
     pub in_cluster: bool,
+    /// The proxies it names.
+    pub proxies: Proxies,
 }
 
 /// Waits and intervals; the defaults are for production.

@@ -45,7 +45,7 @@ async fn sync_for_ever(synced: &Synced, settings: &Settings) {
             tokio::time::sleep(wait).await;
             continue;
         };
-        let connection = match Connection::open(&location, timing.exec).await {
+        let connection = match Connection::open(&location, settings).await {
             Ok(connection) => connection,
             Err(error) => {
                 synced.unconnected(told(&name(&location), &error, error.advice()));

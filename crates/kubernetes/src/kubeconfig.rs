@@ -150,7 +150,11 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Current, LoadError> {
             return Err(LoadError::Incomplete { path: path.clone(), what });
         }
         let malformed = |error| LoadError::Malformed { path: path.clone(), what: unquoted(&error) };
-        let file = Kubeconfig::read_from(path).map_err(malformed)?;
+        let mut file = Kubeconfig::read_from(path).map_err(malformed)?;
+        // An empty value says nothing: the one of the next file counts.
+        for value in [&mut file.current_context, &mut file.kind, &mut file.api_version] {
+            *value = value.take().filter(|value| !value.is_empty());
+        }
         let runs_programs = file
             .auth_infos
             .iter()
@@ -161,7 +165,7 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Current, LoadError> {
         merged = merged.merge(file).map_err(malformed)?;
     }
     let incomplete = |what: String| LoadError::Incomplete { path: first.clone(), what };
-    let name = merged.current_context.clone().filter(|name| !name.is_empty());
+    let name = merged.current_context.clone();
     let name = name.ok_or_else(|| incomplete("no current-context is set".into()))?;
     let context = merged
         .contexts
@@ -344,6 +348,16 @@ users: [{name: u, user: {tokenFile: token}}]
         let dir = tempfile::tempdir().unwrap();
         let first = write(dir.path().join("a"), MINIMAL);
         let second = write(dir.path().join("b"), &MINIMAL.replace("api.example", "other.example"));
+        let current = load(&[first, second]).unwrap();
+        assert_eq!(current.cluster.server.as_deref(), Some("https://api.example:6443"));
+    }
+
+    #[test]
+    fn an_empty_value_does_not_hide_that_of_the_next_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let empty = "apiVersion: ''\nkind: ''\ncurrent-context: ''\n";
+        let first = write(dir.path().join("a"), empty);
+        let second = write(dir.path().join("b"), MINIMAL);
         let current = load(&[first, second]).unwrap();
         assert_eq!(current.cluster.server.as_deref(), Some("https://api.example:6443"));
     }

@@ -16,9 +16,9 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::exec::{self, ExecError};
-use crate::kubeconfig::{self, Fingerprint, LoadError, Location};
+use crate::kubeconfig::{self, Current, Fingerprint, LoadError, Location};
 use crate::proxy::ProxyError;
-use crate::settings::{Settings, Timing};
+use crate::settings::Settings;
 
 /// How long before its end a credential is replaced.
 const EARLIER: Duration = Duration::from_secs(10);
@@ -30,10 +30,22 @@ pub(crate) struct Connection {
     pub(crate) server: String,
     /// What an operator should mend though it works.
     pub(crate) notices: Vec<String>,
+    /// Which API server it is.
+    pub(crate) identity: ServerIdentity,
+    location: Location,
     files: Vec<PathBuf>,
+    /// That of the files as they were before they were read.
     fingerprint: Fingerprint,
     expires: Option<OffsetDateTime>,
-    opened: Instant,
+    pub(crate) opened: Instant,
+}
+
+/// What two connections have in common that are to one API server.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ServerIdentity {
+    address: Uri,
+    authority: Option<Vec<Vec<u8>>>,
+    name: Option<String>,
 }
 
 /// An API server that cannot be talked to yet.
@@ -90,47 +102,42 @@ impl ConnectError {
 
 impl Connection {
     /// Builds a client from what is at `location`.
-    pub(crate) async fn open(location: &Location, settings: &Settings) -> Result<Self, ConnectError> {
-        let exec_limit = settings.timing.exec;
-        let (mut config, own_proxy, files, notices, expires) = match location {
-            Location::Files(paths) => {
-                let paths = paths.clone();
-                let (mut config, current) = tokio::task::spawn_blocking(move || {
-                    let current = kubeconfig::load(&paths)?;
-                    Ok::<_, ConnectError>((config_of(&current.cluster)?, current))
-                })
+    ///
+    /// The state of each file is taken before the file is read: one that is replaced while a plugin runs has changed.
+    pub(crate) async fn open(location: Location, settings: &Settings) -> Result<Self, ConnectError> {
+        let (mut config, current, fingerprint) = match location.clone() {
+            Location::Files(paths) => tokio::task::spawn_blocking(move || from_files(&paths))
                 .await
-                .map_err(|_| ConnectError::Interrupted)??;
-                let (user, expires) = resolve(current.user, &current.cluster, exec_limit).await?;
-                config.auth_info = user;
-                (config, current.cluster.proxy_url, current.files, current.notices, expires)
-            }
-            Location::InCluster => {
-                let mut config =
-                    Config::incluster().map_err(|source| ConnectError::InCluster(Box::new(source)))?;
-                let files =
-                    [config.auth_info.token_file.clone().map(PathBuf::from), config.root_cert_file.clone()];
-                let (user, expires) =
-                    resolve(config.auth_info.clone(), &Cluster::default(), exec_limit).await?;
-                config.auth_info = user;
-                (config, None, files.into_iter().flatten().collect(), Vec::new(), expires)
-            }
+                .map_err(|_| ConnectError::Interrupted)??,
+            Location::InCluster => in_cluster()?,
         };
-        config.proxy_url = settings.environment.proxies.choose(&config.cluster_url, own_proxy.as_deref())?;
-        let fingerprint = Fingerprint::of(&files);
+        let (user, expires) = resolve(current.user, &current.cluster, settings.timing.exec).await?;
+        config.auth_info = user;
+        let proxies = &settings.environment.proxies;
+        config.proxy_url = proxies.choose(&config.cluster_url, current.cluster.proxy_url.as_deref())?;
         // Its retries wait silently for as long as the server says; what fails is to be told, and is tried again here.
         config.default_retry = false;
+        let identity = ServerIdentity {
+            address: config.cluster_url.clone(),
+            authority: config.root_cert.clone(),
+            name: config.tls_server_name.clone(),
+        };
         let server = redact::text(&config.cluster_url.to_string());
         let client = Client::try_from(config)
             .map_err(|source| ConnectError::Client { server: server.clone(), source: Box::new(source) })?;
-        Ok(Self { client, server, notices, files, fingerprint, expires, opened: Instant::now() })
+        let (files, mut notices) = (current.files, current.notices);
+        notices.extend(kubeconfig::passed_over(settings, &location));
+        let opened = Instant::now();
+        Ok(Self { client, server, notices, identity, location, files, fingerprint, expires, opened })
     }
 
-    /// Waits until a file that the connection was made from changes, or its credential is about to expire.
+    /// Waits until a file that the connection was made from changes or another one is to be used, or its credential is about
+    /// to expire.
     ///
     /// What a plugin says of the end is by its own clock, or the API server's. Where that is behind this machine's clock,
     /// every credential seems to have ended, so each is used for a while at least: the server refuses it when it has.
-    pub(crate) async fn outdated(&self, timing: &Timing) {
+    pub(crate) async fn outdated(&self, settings: &Settings) {
+        let timing = &settings.timing;
         let ends = self.expires.map(|expires| {
             let left = expires - OffsetDateTime::now_utc() - EARLIER;
             let left = Duration::try_from(left).unwrap_or_default();
@@ -139,11 +146,32 @@ impl Connection {
         loop {
             let left = ends.map_or(Duration::MAX, |ends| ends.saturating_duration_since(Instant::now()));
             tokio::time::sleep(left.min(timing.recheck)).await;
-            if left <= timing.recheck || Fingerprint::of(&self.files) != self.fingerprint {
+            if left <= timing.recheck
+                || kubeconfig::locate(settings).as_ref() != Some(&self.location)
+                || Fingerprint::of(&self.files) != self.fingerprint
+            {
                 return;
             }
         }
     }
+}
+
+/// Reads the kubeconfig that `paths` are together. Blocks on the disk.
+fn from_files(paths: &[PathBuf]) -> Result<(Config, Current, Fingerprint), ConnectError> {
+    let before = Fingerprint::of(paths);
+    let current = kubeconfig::load(paths)?;
+    let fingerprint = before.and(current.files.get(paths.len()..).unwrap_or_default());
+    Ok((config_of(&current.cluster)?, current, fingerprint))
+}
+
+/// Reads the service account of the pod. Blocks on the disk.
+fn in_cluster() -> Result<(Config, Current, Fingerprint), ConnectError> {
+    let config = Config::incluster().map_err(|source| ConnectError::InCluster(Box::new(source)))?;
+    let files = [config.auth_info.token_file.clone().map(PathBuf::from), config.root_cert_file.clone()];
+    let files: Vec<PathBuf> = files.into_iter().flatten().collect();
+    let fingerprint = Fingerprint::of(&files);
+    let (user, cluster) = (config.auth_info.clone(), Cluster::default());
+    Ok((config, Current { user, cluster, files, notices: Vec::new() }, fingerprint))
 }
 
 /// Turns `tokenFile` and `exec` into a token or certificate. A token file outranks an inline token, as in client-go.

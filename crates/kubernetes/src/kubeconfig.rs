@@ -92,27 +92,35 @@ pub(crate) fn locate(settings: &Settings) -> Option<Location> {
     if !listed.is_empty() {
         return Some(Location::Files(listed));
     }
-    let usual = environment.home.join(".kube/config");
-    let documented = environment.home.join("kube/config");
+    let [usual, documented] = usual_places(settings);
     match (usual.exists(), documented.exists()) {
-        (true, other) => {
-            if other {
-                tracing::info!(
-                    used = %usual.display(), ignored = %documented.display(),
-                    "two kubeconfig files exist; set kubeconfig_path to choose the other one"
-                );
-            }
-            Some(Location::Files(vec![usual]))
-        }
+        (true, _) => Some(Location::Files(vec![usual])),
         (false, true) => Some(Location::Files(vec![documented])),
         (false, false) => environment.in_cluster.then_some(Location::InCluster),
     }
 }
 
+/// Says that of two kubeconfigs `used` is one, where whoever wrote the other may expect that.
+pub(crate) fn passed_over(settings: &Settings, used: &Location) -> Option<String> {
+    let [usual, documented] = usual_places(settings);
+    let chosen = settings.kubeconfig.is_none() && *used == Location::Files(vec![usual.clone()]);
+    (chosen && documented.exists()).then(|| {
+        format!(
+            "{} is used and {} is not; set kubeconfig_path to choose, or delete one",
+            usual.display(),
+            documented.display()
+        )
+    })
+}
+
+fn usual_places(settings: &Settings) -> [PathBuf; 2] {
+    [".kube/config", "kube/config"].map(|name| settings.environment.home.join(name))
+}
+
 /// Names the places that [`locate`] looks at, for messages.
 pub(crate) fn places(settings: &Settings) -> String {
     let Settings { kubeconfig, environment, .. } = settings;
-    let usual = [".kube/config", "kube/config"].map(|name| environment.home.join(name));
+    let usual = usual_places(settings);
     let places: Vec<String> = match kubeconfig {
         Some(path) => vec![path.display().to_string()],
         None => environment.kubeconfig.iter().chain(&usual).map(|path| path.display().to_string()).collect(),
@@ -270,6 +278,12 @@ impl Fingerprint {
             Some((m.dev(), m.ino(), m.size(), modified, changed))
         };
         Self(files.iter().map(stat).collect())
+    }
+
+    /// Takes that of more files, which come after these. Blocks on the disk.
+    pub(crate) fn and(mut self, more: &[PathBuf]) -> Self {
+        self.0.extend(Self::of(more).0);
+        self
     }
 }
 

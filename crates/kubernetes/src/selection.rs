@@ -1,4 +1,5 @@
-//! One selection of secrets, followed for as long as the connection lasts: listed in pages, then watched from there.
+//! One selection of secrets, followed for as long as the connection lasts: listed in pages, then watched from there. The
+//! next connection to the same server goes on where this one was.
 //!
 //! kube's watcher would do it with less code here. It is not used because it bounds neither a list nor an event nor the
 //! opening of a watch, wipes nothing, says nothing when a watch goes on without a change, and goes on from its old version
@@ -75,6 +76,16 @@ impl Selection {
     }
 }
 
+/// What is known of one selection on one server.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// What the store is equal to; nothing while it is to be listed.
+    version: Option<String>,
+    /// Whether the server sends bookmarks, as all do that keep a cache of secrets: about one a minute. From one that does
+    /// silence is soon known to be a lost connection, and a watch resumed at the last bookmark needs no list.
+    marked: bool,
+}
+
 /// Follows one selection over one connection.
 pub(crate) struct Follower<'a> {
     pub(crate) client: &'a Client,
@@ -87,16 +98,11 @@ pub(crate) struct Follower<'a> {
 
 impl Follower<'_> {
     /// Keeps the store equal to what the server has, until the server does not accept the connection any more.
-    pub(crate) async fn follow(self) {
+    pub(crate) async fn follow(self, Known { version, marked }: &mut Known) {
         let mut back_off = BackOff::new(self.timing);
-        // What the store is equal to; nothing while it is to be listed.
-        let mut version = None;
-        // Whether the server sends bookmarks, as all do that keep a cache of secrets: about one a minute. From one that does
-        // silence is soon known to be a lost connection, and a watch resumed at the last bookmark needs no list.
-        let mut marked = false;
         loop {
             let begun = Instant::now();
-            let ended = self.list_and_watch(&mut version, &mut marked).await;
+            let ended = self.list_and_watch(version, marked).await;
             back_off.lasted(begun.elapsed());
             let Err(failure) = ended else {
                 if begun.elapsed() < SHORT {
@@ -112,7 +118,7 @@ impl Follower<'_> {
                 }
                 Remedy::WaitForPermission => {
                     if self.synced.denied(&self.selection, self.server) {
-                        version = None;
+                        *version = None;
                     }
                     longest = self.timing.denied;
                 }

@@ -1,13 +1,13 @@
 //! Keeps the store equal to what the API server has.
 //!
 //! One task owns the connection and follows each selection over it (all namespaces or one, and one secret type, since the
-//! field selector takes one). A 401, a TLS failure or a changed file ends the connection and the next one is built from
-//! the files as they are then. Nothing here ends before the process does, and nothing waits for it: without an API server
+//! field selector takes one). A 401 or a TLS failure ends the connection, and the next one is built from the files as they
+//! are then. A file that changed, or a credential about to end, ends it when the next one is there: until it is, the one
+//! that works stays in use. The next one goes on where the last one was, unless it is to another server. Nothing here ends before the process does, and nothing waits for it: without an API server
 //! this keychain is empty, and it becomes full whenever the server appears.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -18,7 +18,7 @@ use crate::back_off::BackOff;
 use crate::connect::Connection;
 use crate::kubeconfig::{Location, locate, places};
 use crate::secret::SecretType;
-use crate::selection::{Follower, Selection};
+use crate::selection::{Follower, Known, Selection};
 use crate::settings::Settings;
 use crate::synced::{Synced, told};
 
@@ -31,43 +31,87 @@ pub(crate) async fn run(synced: Arc<Synced>, settings: Settings, stop: Cancellat
 }
 
 async fn sync_for_ever(synced: &Synced, settings: &Settings) {
-    let timing = &settings.timing;
+    let mut opener = Opener { settings, back_off: BackOff::new(&settings.timing), noticed: HashSet::new() };
     let selections = selections(settings);
-    let mut back_off = BackOff::new(timing);
-    let mut noticed = HashSet::new();
+    let mut known: Vec<Known> = selections.iter().map(|_| Known::default()).collect();
+    let mut connection = opener.open(|what| synced.unconnected(what)).await;
     loop {
-        let Some(location) = locate(settings) else {
-            synced.unconnected(format!(
-                "no kubeconfig at {}; write one there, or set kubeconfig_path: it is used as soon as it is there",
-                places(settings)
-            ));
-            let wait = timing.appear.mul_f64(rand::rng().random_range(1.0..5.0));
-            tokio::time::sleep(wait).await;
-            continue;
-        };
-        let connection = match Connection::open(&location, settings).await {
-            Ok(connection) => connection,
-            Err(error) => {
-                synced.unconnected(told(&name(&location), &error, error.advice()));
-                tokio::time::sleep(back_off.next()).await;
-                continue;
-            }
-        };
-        for notice in connection.notices.iter().filter(|notice| !noticed.contains(*notice)) {
-            tracing::warn!("{notice}");
-        }
-        noticed.extend(connection.notices.iter().cloned());
-        let since = Instant::now();
         synced.begin(&selections);
-        tokio::select! {
-            () = connection.outdated(timing) => {
-                tracing::info!(server = connection.server, "connecting to the API server anew");
+        let next = tokio::select! {
+            next = opener.replace(&connection) => Some(next),
+            () = refused(&connection, &selections, &mut known, synced, settings) => None,
+        };
+        let next = match next {
+            Some(next) => {
+                tracing::info!(server = next.server, "connecting to the API server anew");
+                next
             }
-            () = refused(&connection, &selections, synced, settings) => {
-                back_off.lasted(since.elapsed());
-                tokio::time::sleep(back_off.next()).await;
+            None => {
+                opener.back_off.lasted(connection.opened.elapsed());
+                tokio::time::sleep(opener.back_off.next()).await;
+                opener.open(|what| synced.unconnected(what)).await
             }
+        };
+        if next.identity != connection.identity {
+            // Versions are of one server only.
+            known.fill_with(Known::default);
         }
+        connection = next;
+    }
+}
+
+/// Makes connections, and remembers what was told on the way.
+struct Opener<'a> {
+    settings: &'a Settings,
+    back_off: BackOff,
+    noticed: HashSet<String>,
+}
+
+impl Opener<'_> {
+    /// Tries until there is a connection; `tell` gets what is wrong each time.
+    async fn open(&mut self, mut tell: impl FnMut(String)) -> Connection {
+        let Settings { timing, .. } = self.settings;
+        loop {
+            let Some(location) = locate(self.settings) else {
+                tell(format!(
+                    "no kubeconfig at {}; write one there, or set kubeconfig_path: it is used as soon as it is there",
+                    places(self.settings)
+                ));
+                let wait = timing.appear.mul_f64(rand::rng().random_range(1.0..5.0));
+                tokio::time::sleep(wait).await;
+                continue;
+            };
+            let name = name(&location);
+            match Connection::open(location, self.settings).await {
+                Ok(connection) => {
+                    for notice in &connection.notices {
+                        if self.noticed.insert(notice.clone()) {
+                            tracing::warn!("{notice}");
+                        }
+                    }
+                    return connection;
+                }
+                Err(error) => tell(told(&name, &error, error.advice())),
+            }
+            tokio::time::sleep(self.back_off.next()).await;
+        }
+    }
+
+    /// Waits until a connection is outdated and another one is made. What keeps that from being made is told once.
+    async fn replace(&mut self, connection: &Connection) -> Connection {
+        connection.outdated(self.settings).await;
+        self.back_off.lasted(connection.opened.elapsed());
+        let mut last = String::new();
+        let tell = |what: String| {
+            if what != last {
+                tracing::warn!(
+                    error = %what,
+                    "cannot connect to the API server anew; the connection that is there stays in use"
+                );
+                last = what;
+            }
+        };
+        self.open(tell).await
     }
 }
 
@@ -96,17 +140,23 @@ fn selections(settings: &Settings) -> Vec<Selection> {
 }
 
 /// Follows the selections until the server refuses the connection for one of them.
-async fn refused(connection: &Connection, selections: &[Selection], synced: &Synced, settings: &Settings) {
-    let follow = |selection: &Selection| {
+async fn refused(
+    connection: &Connection,
+    selections: &[Selection],
+    known: &mut [Known],
+    synced: &Synced,
+    settings: &Settings,
+) {
+    let follow = |(selection, known)| {
         let follower = Follower {
             client: &connection.client,
             server: &connection.server,
             synced,
             timing: &settings.timing,
-            selection: selection.clone(),
+            selection: Selection::clone(selection),
         };
-        follower.follow()
+        follower.follow(known)
     };
-    let mut followed: FuturesUnordered<_> = selections.iter().map(follow).collect();
+    let mut followed: FuturesUnordered<_> = selections.iter().zip(known).map(follow).collect();
     followed.next().await;
 }

@@ -305,17 +305,24 @@ async fn a_list_in_slow_pages_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_kubeconfig_that_is_deleted_is_missed() {
+async fn a_kubeconfig_that_is_deleted_is_missed_and_costs_nothing_until_it_is_needed() {
+    let (log, _guard) = soci_testkit::log::capture();
     let api = KubeApi::start("t").await.unwrap();
     put(&api, "a", "x", "reg.example", "x");
     let rig = Rig::new();
     let keychain = rig.synced(&api).await;
-    assert_eq!(keychain.behind(), Duration::ZERO);
+    until("the watch is open", || count(&api, "watch") > 0).await;
     std::fs::remove_file(rig.dir.path().join(".kube/config")).unwrap();
+    until("it is missed", || log.warnings("no kubeconfig at") > 0).await;
+    put(&api, "a", "x", "reg.example", "followed");
+    eventually(&keychain, "reg.example/a", &["followed"]).await;
+    assert_eq!((keychain.progress().trouble, keychain.behind()), (None, Duration::ZERO));
+    api.set_token("other");
+    api.cut_watches();
     told(&keychain, "no kubeconfig").await;
     until("what is known grows old", || keychain.behind() > Duration::ZERO).await;
-    assert_eq!(users(&keychain, "reg.example/a").await, ["x"], "the last values stay in use");
-    rig.login(&api, &json!({ "token": "t" }));
+    assert_eq!(users(&keychain, "reg.example/a").await, ["followed"], "the last values stay in use");
+    rig.login(&api, &json!({ "token": "other" }));
     healed(&keychain).await;
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use soci_testkit::kube_api::KubeApi;
-use support::{Rig, count, eventually, healed, put, until};
+use support::{Rig, count, eventually, healed, put, resumed, until};
 
 const VERSION: &str = "client.authentication.k8s.io/v1";
 
@@ -117,7 +117,147 @@ async fn a_plugin_runs_again_before_its_token_ends() {
     let keychain = rig.start(settings);
     eventually(&keychain, "reg.example/a", &["x"]).await;
     until("it ran again", || runs() > 1).await;
+    resumed(&api, 1).await;
     healed(&keychain).await;
+    assert_eq!(count(&api, "list"), 1, "the watch goes on where it was");
+}
+
+#[tokio::test]
+async fn a_token_that_is_replaced_costs_no_list() {
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "x", "reg.example", "x");
+    let rig = Rig::new();
+    rig.write("token", "t");
+    rig.login(&api, &json!({ "tokenFile": rig.dir.path().join("token") }));
+    let keychain = rig.start(rig.settings());
+    eventually(&keychain, "reg.example/a", &["x"]).await;
+    until("the watch is open", || count(&api, "watch") > 0).await;
+    put(&api, "a", "x", "reg.example", "followed");
+    eventually(&keychain, "reg.example/a", &["followed"]).await;
+    for at in 1..4 {
+        let (user, token) = (format!("u{at}"), format!("t{at}"));
+        // Once in time, and once when the server has refused the one before.
+        if at == 2 {
+            api.set_token(&token);
+            api.cut_watches();
+            until("it is refused", || keychain.progress().trouble.is_some()).await;
+        }
+        put(&api, "a", "x", "reg.example", &user);
+        api.set_token(&token);
+        rig.write("token", &token);
+        resumed(&api, at).await;
+        eventually(&keychain, "reg.example/a", &[&user]).await;
+    }
+    assert_eq!(count(&api, "list"), 1, "the watch goes on where it was");
+    // What the server has forgotten meanwhile is listed.
+    api.set_token("last");
+    put(&api, "a", "x", "reg.example", "last");
+    api.forget_history();
+    rig.write("token", "last");
+    until("it is listed anew", || count(&api, "list") == 2).await;
+    eventually(&keychain, "reg.example/a", &["last"]).await;
+}
+
+#[tokio::test]
+async fn a_token_file_that_cannot_be_used_leaves_the_last_good_token_in_use() {
+    let (log, _guard) = soci_testkit::log::capture();
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "x", "reg.example", "x");
+    let rig = Rig::new();
+    rig.write("token", "t");
+    let token = rig.dir.path().join("token");
+    rig.login(&api, &json!({ "tokenFile": token }));
+    let keychain = rig.start(rig.settings());
+    eventually(&keychain, "reg.example/a", &["x"]).await;
+    until("the watch is open", || count(&api, "watch") > 0).await;
+    for (user, words) in [("empty", "token is empty"), ("gone", "No such file")] {
+        match user {
+            "empty" => rig.write("token", "\n"),
+            _ => std::fs::remove_file(&token).unwrap(),
+        }
+        until("it is named", || log.warnings(words) > 0).await;
+        put(&api, "a", "x", "reg.example", user);
+        eventually(&keychain, "reg.example/a", &[user]).await;
+        assert_eq!((keychain.progress().trouble, keychain.behind()), (None, Duration::ZERO));
+        assert_eq!(
+            (count(&api, "watch"), log.warnings("look what writes it, or correct tokenFile")),
+            match user {
+                "empty" => (1, 1),
+                _ => (1, 2),
+            }
+        );
+    }
+    rig.write("token", "t");
+    resumed(&api, 1).await;
+    put(&api, "a", "x", "reg.example", "back");
+    eventually(&keychain, "reg.example/a", &["back"]).await;
+}
+
+#[tokio::test]
+async fn a_plugin_that_fails_beside_a_connection_that_works_is_named_once() {
+    let (log, _guard) = soci_testkit::log::capture();
+    let api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "x", "reg.example", "x");
+    let rig = Rig::new();
+    let keychain = rig.synced(&api).await;
+    until("the watch is open", || count(&api, "watch") > 0).await;
+    let runs = plugin(&rig, &api, "kill $$");
+    until("it ran again and again", || runs() > 3).await;
+    assert_eq!(log.warnings("run it by hand to see why"), 1, "{}", log.text());
+    put(&api, "a", "x", "reg.example", "followed");
+    eventually(&keychain, "reg.example/a", &["followed"]).await;
+}
+
+#[tokio::test]
+async fn a_kubeconfig_that_is_replaced_while_its_plugin_runs_is_noticed() {
+    let (first, second) = (KubeApi::start("t").await.unwrap(), KubeApi::start("t").await.unwrap());
+    put(&first, "a", "x", "reg.example", "first");
+    put(&second, "a", "x", "reg.example", "second");
+    let rig = Rig::new();
+    rig.write("next", &second.kubeconfig(&json!({ "token": "t" })));
+    let (next, used) = (rig.dir.path().join("next"), rig.dir.path().join(".kube/config"));
+    let runs = plugin(&rig, &first, &format!("mv {} {}", next.display(), used.display()));
+    // What the plugin prints as the end of its token is nothing.
+    let script = std::fs::read_to_string(rig.dir.path().join("plugin")).unwrap();
+    std::fs::write(rig.dir.path().join("plugin"), script.replace(r#","expirationTimestamp":"%s""#, ""))
+        .unwrap();
+    let keychain = rig.start(rig.settings());
+    eventually(&keychain, "reg.example/a", &["second"]).await;
+    assert_eq!((runs(), count(&first, "list")), (1, 1));
+}
+
+#[tokio::test]
+async fn a_kubeconfig_that_comes_before_the_one_in_use_is_used_when_it_appears() {
+    let rig = Rig::new();
+    let mut settings = rig.settings();
+    settings.environment.kubeconfig = ["listed-first", "listed"].map(|name| rig.dir.path().join(name)).into();
+    let mut servers = Vec::new();
+    let mut keychain = None;
+    for place in ["kube/config", ".kube/config", "listed", "listed-first"] {
+        let api = KubeApi::start("t").await.unwrap();
+        put(&api, "a", "x", "reg.example", place);
+        rig.write(place, &api.kubeconfig(&json!({ "token": "t" })));
+        servers.push(api);
+        let keychain = keychain.get_or_insert_with(|| rig.start(settings.clone()));
+        eventually(keychain, "reg.example/a", &[place]).await;
+    }
+}
+
+#[tokio::test]
+async fn r48_that_two_kubeconfigs_are_there_is_told_once_and_names_both() {
+    let (log, _guard) = soci_testkit::log::capture();
+    let api = KubeApi::start("t").await.unwrap();
+    let rig = Rig::new();
+    rig.write("kube/config", &api.kubeconfig(&json!({ "token": "t" })));
+    let _keychain = rig.synced(&api).await;
+    until("the watch is open", || count(&api, "watch") > 0).await;
+    for at in 1..4 {
+        rig.login(&api, &json!({ "token": "t", "username": format!("{at}") }));
+        resumed(&api, at).await;
+    }
+    let home = rig.dir.path().display();
+    let line = format!("{home}/.kube/config is used and {home}/kube/config is not; set kubeconfig_path");
+    assert_eq!(log.warnings(&line), 1, "{}", log.text());
 }
 
 #[tokio::test]
@@ -128,9 +268,9 @@ async fn a_kubeconfig_that_others_can_read_is_named_once() {
     let keychain = rig.synced(&api).await;
     for at in 0..3 {
         // Replaced and as open as before: the connection is made anew.
-        let lists = count(&api, "list");
+        let watches = count(&api, "watch");
         rig.login(&api, &json!({ "token": "t", "username": format!("{at}") }));
-        until("it is connected anew", || count(&api, "list") > lists).await;
+        resumed(&api, watches).await;
     }
     healed(&keychain).await;
     let said = log.text();

@@ -299,24 +299,27 @@ async fn a_server_that_was_away_and_is_another_version_is_listed_anew() {
 }
 
 #[tokio::test]
-async fn a_kubeconfig_that_turns_to_garbage_and_is_mended_is_named_meanwhile() {
+async fn a_kubeconfig_that_turns_to_garbage_is_named_and_costs_no_update() {
+    let (log, _guard) = soci_testkit::log::capture();
     let api = KubeApi::start("t").await.unwrap();
     put(&api, "a", "x", "reg.example", "x");
     let rig = Rig::new();
     let keychain = rig.synced(&api).await;
+    until("the watch is open", || count(&api, "watch") > 0).await;
+    let named = || log.warnings(".kube/config");
     let good = api.kubeconfig(&json!({ "token": "t" }));
     for garbage in ["{", "", "\u{feff}\0\0", "apiVersion: v1\nkind: Config\n", &good[..good.len() / 2]] {
+        let (before, watches) = (named(), count(&api, "watch"));
         rig.write(".kube/config", garbage);
-        until("the garbage is noticed", || {
-            keychain.progress().trouble.is_some_and(|trouble| trouble.contains(".kube/config"))
-        })
-        .await;
+        until("the garbage is named", || named() > before).await;
         assert_eq!(users(&keychain, "reg.example/a").await, ["x"], "the last values stay in use");
         put(&api, "a", "y", "y.example", garbage);
-        rig.write(".kube/config", &good);
         eventually(&keychain, "y.example/a", &[garbage]).await;
-        until("the trouble is over", || keychain.progress().trouble.is_none()).await;
+        assert_eq!((keychain.progress().trouble, count(&api, "watch")), (None, watches));
+        rig.write(".kube/config", &good);
+        resumed(&api, watches).await;
     }
+    assert_eq!(count(&api, "list"), 1, "nothing was listed again");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::secret::Payload;
+use crate::secret::{Payload, SecretType};
 use crate::store::SecretId;
 
 /// Where a secret stands: newer creation first, then namespace and name by byte order.
@@ -67,7 +67,8 @@ impl Ranked {
     }
 
     fn first_with(&self, digest: &[u8; 32]) -> Option<&Rank> {
-        let nobody = SecretId { namespace: Arc::default(), name: Arc::default() };
+        let kind = SecretType::DockerConfigJson;
+        let nobody = SecretId { namespace: Arc::default(), name: Arc::default(), kind };
         let least = (*digest, (Reverse(i64::MAX), nobody));
         self.all.range(least..).next().filter(|(found, _)| found == digest).map(|(_, rank)| rank)
     }
@@ -76,7 +77,7 @@ impl Ranked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::tests::secret;
+    use crate::store::tests::{id, secret};
 
     /// Compares with what is plainly so: all secrets sorted, of equal payloads the first.
     fn check(ranked: &Ranked, model: &BTreeMap<Rank, Arc<Payload>>) {
@@ -101,8 +102,7 @@ mod tests {
                 .into();
             let (mut ranked, mut model) = (Ranked::default(), BTreeMap::<Rank, Arc<Payload>>::new());
             for (name, created, payload) in steps {
-                let name: Arc<str> = name.to_string().into();
-                let rank = (Reverse(created), SecretId { namespace: "n".into(), name });
+                let rank = (Reverse(created), id("n", &name.to_string()));
                 match model.remove(&rank) {
                     Some(present) => ranked.remove(&rank, &present.digest),
                     None => {

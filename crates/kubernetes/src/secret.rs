@@ -19,7 +19,7 @@ const MAX_SIZE: usize = 1 << 20;
 /// The most entries of one secret that are kept: no registry login has that many, and each is an entry of the index.
 pub(crate) const MAX_ENTRIES: usize = 4096;
 
-/// The two types of pull secrets.
+/// The two types of pull secrets, the usual one first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum SecretType {
     /// `kubernetes.io/dockerconfigjson`.

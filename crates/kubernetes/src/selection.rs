@@ -211,7 +211,7 @@ impl Follower<'_> {
                     newer
                 }
                 WatchEvent::Deleted(object) => {
-                    self.synced.delete(&object);
+                    self.synced.delete(&object, &self.selection);
                     object.metadata.resource_version
                 }
                 WatchEvent::Bookmark(bookmark) => {

@@ -16,12 +16,17 @@ use crate::secret::{Entry, Payload, SecretType};
 pub(crate) const MAX_PAYLOAD_BYTES: usize = 64 << 20;
 
 /// Names one secret.
+///
+/// The type belongs to it: a secret is deleted and made anew with the other type under the same name, and of that two watches
+/// tell in any order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SecretId {
     /// Its namespace.
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
+    /// Its type.
+    pub kind: SecretType,
 }
 
 /// One secret as the API server gave it, parsed.
@@ -31,8 +36,6 @@ pub(crate) struct Secret {
     pub id: SecretId,
     /// When it was created, in seconds since 1970.
     pub created: i64,
-    /// Its type.
-    pub kind: SecretType,
     /// Its entries.
     pub payload: Payload,
 }
@@ -78,7 +81,6 @@ pub(crate) struct SecretStore {
 struct Held {
     payload: Arc<Payload>,
     created: i64,
-    kind: SecretType,
 }
 
 /// The secrets that have one key.
@@ -142,7 +144,7 @@ impl SecretStore {
             };
             holders.insert(secret.created, &secret.id, &payload);
         }
-        self.secrets.insert(secret.id, Held { payload, created: secret.created, kind: secret.kind });
+        self.secrets.insert(secret.id, Held { payload, created: secret.created });
         Applied::Changed
     }
 
@@ -183,13 +185,13 @@ impl SecretStore {
     ) -> Vec<SecretId> {
         let stale: Vec<SecretId> = self
             .secrets
-            .iter()
-            .filter(|(id, held)| {
-                held.kind == kind
+            .keys()
+            .filter(|id| {
+                id.kind == kind
                     && namespace.is_none_or(|namespace| &*id.namespace == namespace)
                     && !seen.contains(*id)
             })
-            .map(|(id, _)| id.clone())
+            .cloned()
             .collect();
         for id in &stale {
             self.remove(id);
@@ -261,6 +263,10 @@ pub(crate) mod tests {
 
     use super::*;
 
+    pub(crate) fn id(namespace: &str, name: &str) -> SecretId {
+        SecretId { namespace: namespace.into(), name: name.into(), kind: SecretType::DockerConfigJson }
+    }
+
     pub(crate) fn secret(namespace: &str, name: &str, created: i64, auths: &[(&str, &str)]) -> Secret {
         let auths: serde_json::Map<_, _> = auths
             .iter()
@@ -268,9 +274,8 @@ pub(crate) mod tests {
             .collect();
         let json = serde_json::json!({ "auths": auths }).to_string();
         let base64 = base64::engine::general_purpose::STANDARD.encode(json);
-        let kind = SecretType::DockerConfigJson;
-        let id = SecretId { namespace: namespace.into(), name: name.into() };
-        Secret { id, created, kind, payload: Payload::parse(&base64, kind).unwrap() }
+        let id = id(namespace, name);
+        Secret { payload: Payload::parse(&base64, id.kind).unwrap(), id, created }
     }
 
     fn users(store: &SecretStore, repository: &str, namespace: Option<&str>) -> Vec<String> {
@@ -323,7 +328,7 @@ pub(crate) mod tests {
         assert_eq!(users(&store, "p1/a", None), ["mine"]);
         let tried = store.patterns.get(&(String::new(), 2, String::new())).unwrap();
         assert_eq!(tried.len(), 1, "of {} places", store.patterns.len());
-        store.remove(&SecretId { namespace: "n".into(), name: "s".into() });
+        store.remove(&id("n", "s"));
         assert!(store.patterns.is_empty());
     }
 
@@ -347,7 +352,7 @@ pub(crate) mod tests {
             assert_eq!(store.apply(secret("n", "s", 1, entries)), expected);
         }
         assert_eq!(users(&store, "x", None), ["b"]);
-        assert!(store.remove(&SecretId { namespace: "n".into(), name: "s".into() }));
+        assert!(store.remove(&id("n", "s")));
         assert!(users(&store, "x", None).is_empty());
         assert!(
             store.literal.is_empty()
@@ -376,7 +381,7 @@ pub(crate) mod tests {
         for name in ["kept", "gone"] {
             store.apply(secret("n", name, 1, &[("reg.example", name)]));
         }
-        let seen = HashSet::from([SecretId { namespace: "n".into(), name: "kept".into() }]);
+        let seen = HashSet::from([id("n", "kept")]);
         assert!(store.retain(Some("m"), SecretType::DockerConfigJson, &seen).is_empty());
         assert!(store.retain(None, SecretType::DockerCfg, &seen).is_empty());
         assert_eq!(store.retain(None, SecretType::DockerConfigJson, &seen).len(), 1);

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::failure::Failure;
 use crate::object::PullSecret;
-use crate::secret::{Entry, MAX_ENTRIES, Payload, SecretError};
+use crate::secret::{Entry, MAX_ENTRIES, Payload, SecretError, SecretType};
 use crate::selection::Selection;
 use crate::store::{Applied, MAX_PAYLOAD_BYTES, Secret, SecretId, SecretStore};
 
@@ -124,7 +124,7 @@ impl Synced {
     /// Takes a secret. Returns its id unless it has no name. A malformed one replaces what was there by nothing.
     pub(crate) fn apply(&self, object: PullSecret, selection: &Selection) -> Option<SecretId> {
         let kind = selection.kind;
-        let id = id_of(&object)?;
+        let id = id_of(&object, kind)?;
         let created = object.metadata.created();
         let payload = object.data.as_ref().and_then(|data| data.get(kind.data_key())?.as_deref());
         let payload = match payload {
@@ -139,7 +139,7 @@ impl Synced {
             Ok(payload) => {
                 touched.add(&payload.entries);
                 let beyond = payload.beyond;
-                match store.apply(Secret { id: id.clone(), created, kind, payload }) {
+                match store.apply(Secret { id: id.clone(), created, payload }) {
                     Applied::Full => (true, Some(Fault::Full)),
                     applied => {
                         (applied == Applied::Changed, (beyond > 0).then_some(Fault::TooManyEntries(beyond)))
@@ -173,9 +173,9 @@ impl Synced {
         tracing::warn!(namespace = %id.namespace, name = %id.name, error = %fault, "pull secret cannot be used");
     }
 
-    /// Forgets a secret.
-    pub(crate) fn delete(&self, object: &PullSecret) {
-        let Some(id) = id_of(object) else { return };
+    /// Forgets a secret, which had the selection's type.
+    pub(crate) fn delete(&self, object: &PullSecret, selection: &Selection) {
+        let Some(id) = id_of(object, selection.kind) else { return };
         let mut store = self.store.write();
         let mut touched = Touched::default();
         touched.add(store.entries(&id));
@@ -347,8 +347,48 @@ pub(crate) fn told(place: &str, error: &dyn Error, advice: &str) -> String {
     redact::text(&format!("{place}: {}; {advice}", with_causes(error)))
 }
 
-fn id_of(object: &PullSecret) -> Option<SecretId> {
+fn id_of(object: &PullSecret, kind: SecretType) -> Option<SecretId> {
     let namespace = object.metadata.namespace.as_deref()?.into();
     let name = object.metadata.name.as_deref()?.into();
-    Some(SecretId { namespace, name })
+    Some(SecretId { namespace, name, kind })
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use serde_json::json;
+
+    use super::*;
+
+    fn selection(kind: SecretType) -> Selection {
+        Selection { namespace: None, kind }
+    }
+
+    fn object(kind: SecretType, name: &str, auths: &serde_json::Value) -> PullSecret {
+        let payload = match kind {
+            SecretType::DockerConfigJson => json!({ "auths": auths }),
+            SecretType::DockerCfg => auths.clone(),
+        };
+        let payload = base64::engine::general_purpose::STANDARD.encode(payload.to_string());
+        serde_json::from_value(json!({
+            "metadata": { "namespace": "n", "name": name, "resourceVersion": "1" },
+            "data": { kind.data_key(): payload },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_secret_that_is_made_anew_with_the_other_type_outlives_what_is_told_late_of_the_old_one() {
+        let (new, old) = (SecretType::DockerCfg, SecretType::DockerConfigJson);
+        let synced = Synced::new(Arc::new(AuthBoard::new()), Duration::ZERO);
+        let auths = json!({ "reg.example": { "username": "u", "password": "p" } });
+        synced.apply(object(new, "s", &auths), &selection(new));
+        // The watch of the old one is behind: it was changed, it became malformed, it was deleted.
+        synced.apply(object(old, "s", &auths), &selection(old));
+        synced.apply(object(old, "s", &json!([])), &selection(old));
+        synced.delete(&object(old, "s", &auths), &selection(old));
+        assert_eq!(synced.store().len(), 1);
+        synced.delete(&object(new, "s", &auths), &selection(new));
+        assert_eq!(synced.store().len(), 0);
+    }
 }

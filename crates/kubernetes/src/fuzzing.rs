@@ -1,17 +1,25 @@
 //! Bodies of the fuzz targets, so that ordinary tests replay their corpora.
 
+use std::collections::HashSet;
+
 use base64::Engine as _;
 
 use crate::kubeconfig;
 use crate::secret::{Payload, SecretType};
 
-/// Payloads of pull secrets, as the API server gives them and as their JSON. Each key is there once.
+/// Payloads of pull secrets, as the API server gives them and as their JSON. Each login is there once for a key.
 pub fn fuzz_pull_secret(data: &[u8]) {
     let json = base64::engine::general_purpose::STANDARD.encode(data);
     for base64 in [&*String::from_utf8_lossy(data), &json] {
         for kind in [SecretType::DockerConfigJson, SecretType::DockerCfg] {
             let Ok(payload) = Payload::parse(base64, kind) else { continue };
-            assert!(payload.entries.is_sorted_by(|one, next| one.key < next.key));
+            assert!(payload.entries.is_sorted_by_key(|entry| &entry.key));
+            for key in payload.keys() {
+                let logins: HashSet<_> =
+                    payload.entries_for(key).iter().map(|entry| entry.fingerprint).collect();
+                assert_eq!(logins.len(), payload.entries_for(key).len());
+                assert!(!logins.is_empty());
+            }
         }
     }
 }

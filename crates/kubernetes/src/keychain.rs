@@ -135,7 +135,7 @@ impl SecretsKeychain {
         };
         let candidates = offered.iter().map(candidate).collect();
         let mut findings = vec![Finding(format!(
-            "{} secrets synced, {} of their entries match {}",
+            "{} secrets synced, {} of their keys match {}",
             store.len(),
             matching.count(),
             scope.image.name()

@@ -4,7 +4,6 @@
 //! that runs as root.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as Place;
 
 use base64::Engine as _;
 use sha2::{Digest as _, Sha256};
@@ -53,7 +52,7 @@ pub(crate) struct Payload {
     pub digest: [u8; 32],
     /// Size of the payload in bytes.
     pub size: usize,
-    /// The entries, one for each key, in the order of the keys.
+    /// The entries in the order of their keys; those of one key, which may be spelled in several ways, as they stand.
     pub entries: Vec<Entry>,
     /// How many more it has than are kept.
     pub beyond: usize,
@@ -104,29 +103,36 @@ impl Payload {
             SecretType::DockerCfg => Form::DockerCfg,
         };
         let entries = parse_auths(&json, form).map_err(|error| SecretError::Malformed(error.to_string()))?;
-        let mut usable: BTreeMap<SecretKey, Credential> = BTreeMap::new();
-        let mut beyond = 0;
+        let mut usable: BTreeMap<SecretKey, Vec<Entry>> = BTreeMap::new();
+        let (mut kept, mut beyond) = (0, 0);
         for (key, entry) in entries {
             let (Some(key), Ok(Some(credential))) = (SecretKey::parse(&key), entry) else { continue };
-            let full = usable.len() >= MAX_ENTRIES;
-            match usable.entry(key) {
-                // Of several spellings of one key the first counts.
-                Place::Occupied(_) => {}
-                Place::Vacant(_) if full => beyond += 1,
-                Place::Vacant(place) => drop(place.insert(credential)),
+            let entry = Entry { fingerprint: credential.fingerprint(), key: key.clone(), credential };
+            if kept >= MAX_ENTRIES {
+                beyond += 1;
+                continue;
+            }
+            let same = usable.entry(key).or_default();
+            if same.iter().all(|known| known.fingerprint != entry.fingerprint) {
+                same.push(entry);
+                kept += 1;
             }
         }
-        let entry = |(key, credential): (SecretKey, Credential)| {
-            let fingerprint = credential.fingerprint();
-            Entry { key, credential, fingerprint }
-        };
-        let entries = usable.into_iter().map(entry).collect();
+        let entries = usable.into_values().flatten().collect();
         Ok(Self { digest: Sha256::digest(&*json).into(), size: json.len(), entries, beyond })
     }
 
-    /// Returns the entry for exactly this key.
-    pub(crate) fn entry(&self, key: &SecretKey) -> Option<&Entry> {
-        self.entries.binary_search_by(|entry| entry.key.cmp(key)).ok().map(|at| &self.entries[at])
+    /// Returns the keys, each once.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &SecretKey> {
+        let groups = self.entries.chunk_by(|one, next| one.key == next.key);
+        groups.filter_map(|group| Some(&group.first()?.key))
+    }
+
+    /// Returns the entries for exactly this key.
+    pub(crate) fn entries_for(&self, key: &SecretKey) -> &[Entry] {
+        let from = self.entries.partition_point(|entry| entry.key < *key);
+        let rest = self.entries.get(from..).unwrap_or_default();
+        &rest[..rest.partition_point(|entry| entry.key == *key)]
     }
 }
 
@@ -175,8 +181,10 @@ mod tests {
         assert_eq!((payload.entries.len(), payload.beyond), (MAX_ENTRIES, 40_000 - MAX_ENTRIES));
         assert!(begun.elapsed() < std::time::Duration::from_secs(10), "it does not stall the sync");
         let key = payload.entries[MAX_ENTRIES - 1].key.clone();
-        assert_eq!(payload.entry(&key).unwrap().key, key);
-        assert!(payload.entry(&SecretKey { host: "other.example".into(), path: String::new() }).is_none());
+        assert_eq!(payload.entries_for(&key).len(), 1);
+        assert_eq!(payload.entries_for(&key)[0].key, key);
+        let other = SecretKey { host: "other.example".into(), path: String::new() };
+        assert!(payload.entries_for(&other).is_empty());
     }
 
     #[test]

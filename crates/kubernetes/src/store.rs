@@ -137,7 +137,7 @@ impl SecretStore {
                 payload
             }
         };
-        for Entry { key, .. } in &payload.entries {
+        for key in payload.keys() {
             let holders = match key.is_glob() {
                 true => self.patterns.entry(place(key)).or_default().entry(key.clone()).or_default(),
                 false => self.literal.entry(key.clone()).or_default(),
@@ -151,7 +151,7 @@ impl SecretStore {
     /// Removes a secret. Returns whether it was there.
     pub(crate) fn remove(&mut self, id: &SecretId) -> bool {
         let Some(held) = self.secrets.remove(id) else { return false };
-        for Entry { key, .. } in &held.payload.entries {
+        for key in held.payload.keys() {
             if !key.is_glob() {
                 if let Some(holders) = self.literal.get_mut(key)
                     && holders.remove(held.created, id, &held.payload)
@@ -231,7 +231,7 @@ fn place(pattern: &SecretKey) -> (String, usize, String) {
 }
 
 impl<'a> Matching<'a> {
-    /// Returns how many entries of secrets match, copies of a payload counted each.
+    /// Returns how many keys of secrets match, copies of a payload counted each.
     pub(crate) fn count(&self) -> usize {
         self.0.iter().map(|(_, holders)| holders.all.len()).sum()
     }
@@ -250,8 +250,9 @@ impl<'a> Matching<'a> {
             let known = move |payload: &Payload| own.is_some_and(|own| own.has(&payload.digest));
             all.iter().filter(move |(_, payload)| !known(payload)).map(move |found| (key, found))
         });
-        own.chain(others).filter_map(|(key, ((created, id), payload))| {
-            Some(Match { id, entry: payload.entry(key)?, created: created.0 })
+        own.chain(others).flat_map(|(key, ((created, id), payload))| {
+            let entries = payload.entries_for(key).iter();
+            entries.map(move |entry| Match { id, entry, created: created.0 })
         })
     }
 }
@@ -268,11 +269,10 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn secret(namespace: &str, name: &str, created: i64, auths: &[(&str, &str)]) -> Secret {
-        let auths: serde_json::Map<_, _> = auths
-            .iter()
-            .map(|(key, user)| ((*key).to_owned(), serde_json::json!({ "username": user, "password": "p" })))
-            .collect();
-        let json = serde_json::json!({ "auths": auths }).to_string();
+        // As text, since the order counts.
+        let auths =
+            auths.iter().map(|(key, user)| format!(r#""{key}":{{"username":"{user}","password":"p"}}"#));
+        let json = format!(r#"{{"auths":{{{}}}}}"#, auths.collect::<Vec<_>>().join(","));
         let base64 = base64::engine::general_purpose::STANDARD.encode(json);
         let id = id(namespace, name);
         Secret { payload: Payload::parse(&base64, id.kind).unwrap(), id, created }
@@ -330,6 +330,30 @@ pub(crate) mod tests {
         assert_eq!(tried.len(), 1, "of {} places", store.patterns.len());
         store.remove(&id("n", "s"));
         assert!(store.patterns.is_empty());
+    }
+
+    #[test]
+    fn logins_for_one_key_that_is_spelled_in_several_ways_are_all_offered_in_their_order() {
+        let mut store = SecretStore::default();
+        store.apply(secret(
+            "n",
+            "s",
+            1,
+            &[
+                ("https://reg.example/v1/", "stale"),
+                ("reg.example", "good"),
+                ("reg.example/team", "team"),
+                ("http://reg.example", "stale"),
+                ("reg.example:443", "third"),
+            ],
+        ));
+        assert_eq!(users(&store, "team/a", None), ["team", "stale", "good", "third"]);
+        store.apply(secret("n", "other", 9, &[("reg.example", "newer")]));
+        assert_eq!(users(&store, "a", None), ["newer", "stale", "good", "third"]);
+        store.remove(&id("n", "s"));
+        assert_eq!(users(&store, "a", None), ["newer"]);
+        store.remove(&id("n", "other"));
+        assert!(store.literal.is_empty());
     }
 
     #[test]

@@ -98,7 +98,7 @@ async fn t94_every_secret_has_its_turn_and_none_empties_the_option() {
     while refused.len() < 26 {
         let lookup = look().await;
         assert!(
-            lookup.findings[0].0.starts_with("50 secrets synced, 50 of their entries match"),
+            lookup.findings[0].0.starts_with("50 secrets synced, 50 of their keys match"),
             "{:?}",
             lookup.findings
         );

@@ -15,7 +15,7 @@ use soci_auth::redact;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use crate::exec::{self, ExecError};
+use crate::exec::{self, Described, ExecError};
 use crate::kubeconfig::{self, Current, Fingerprint, LoadError, Location};
 use crate::proxy::ProxyError;
 use crate::settings::Settings;
@@ -105,16 +105,16 @@ impl Connection {
     ///
     /// The state of each file is taken before the file is read: one that is replaced while a plugin runs has changed.
     pub(crate) async fn open(location: Location, settings: &Settings) -> Result<Self, ConnectError> {
-        let (mut config, current, fingerprint) = match location.clone() {
+        let Found { mut config, current, described, fingerprint } = match location.clone() {
             Location::Files(paths) => tokio::task::spawn_blocking(move || from_files(&paths))
                 .await
                 .map_err(|_| ConnectError::Interrupted)??,
             Location::InCluster => in_cluster()?,
         };
-        let (user, expires) = resolve(current.user, &current.cluster, settings.timing.exec).await?;
+        let (user, expires) = resolve(current.user, &described, settings.timing.exec).await?;
         config.auth_info = user;
         let proxies = &settings.environment.proxies;
-        config.proxy_url = proxies.choose(&config.cluster_url, current.cluster.proxy_url.as_deref())?;
+        config.proxy_url = proxies.choose(&config.cluster_url, described.cluster.proxy_url.as_deref())?;
         // Its retries wait silently for as long as the server says; what fails is to be told, and is tried again here.
         config.default_retry = false;
         let identity = ServerIdentity {
@@ -156,28 +156,39 @@ impl Connection {
     }
 }
 
+/// What is on the disk, before anything is run.
+struct Found {
+    config: Config,
+    current: Current,
+    described: Described,
+    fingerprint: Fingerprint,
+}
+
 /// Reads the kubeconfig that `paths` are together. Blocks on the disk.
-fn from_files(paths: &[PathBuf]) -> Result<(Config, Current, Fingerprint), ConnectError> {
+fn from_files(paths: &[PathBuf]) -> Result<Found, ConnectError> {
     let before = Fingerprint::of(paths);
     let current = kubeconfig::load(paths)?;
     let fingerprint = before.and(current.files.get(paths.len()..).unwrap_or_default());
-    Ok((config_of(&current.cluster)?, current, fingerprint))
+    let described = Described::of(&current.cluster)
+        .map_err(|error| ConnectError::Config(kubeconfig::unquoted(&error)))?;
+    Ok(Found { config: config_of(&described.cluster)?, current, described, fingerprint })
 }
 
 /// Reads the service account of the pod. Blocks on the disk.
-fn in_cluster() -> Result<(Config, Current, Fingerprint), ConnectError> {
+fn in_cluster() -> Result<Found, ConnectError> {
     let config = Config::incluster().map_err(|source| ConnectError::InCluster(Box::new(source)))?;
     let files = [config.auth_info.token_file.clone().map(PathBuf::from), config.root_cert_file.clone()];
     let files: Vec<PathBuf> = files.into_iter().flatten().collect();
     let fingerprint = Fingerprint::of(&files);
     let (user, cluster) = (config.auth_info.clone(), Cluster::default());
-    Ok((config, Current { user, cluster, files, notices: Vec::new() }, fingerprint))
+    let current = Current { user, cluster, files, notices: Vec::new() };
+    Ok(Found { config, current, described: Described::default(), fingerprint })
 }
 
 /// Turns `tokenFile` and `exec` into a token or certificate. A token file outranks an inline token, as in client-go.
 async fn resolve(
     mut user: AuthInfo,
-    cluster: &Cluster,
+    cluster: &Described,
     exec_limit: Duration,
 ) -> Result<(AuthInfo, Option<OffsetDateTime>), ConnectError> {
     if let Some(provider) = &user.auth_provider {
@@ -212,19 +223,17 @@ async fn resolve(
     Ok((user, expires))
 }
 
-/// Returns how a cluster is reached, but for the proxy. Blocks on the disk.
+/// Returns how a cluster is reached, but for the proxy.
 ///
 /// kube does the same for a whole kubeconfig, and takes a proxy from the environment on the way: [`crate::proxy`].
-fn config_of(cluster: &Cluster) -> Result<Config, ConnectError> {
+fn config_of(cluster: &ExecAuthCluster) -> Result<Config, ConnectError> {
     let without = |what: String| ConnectError::Config(format!("without {what}"));
     let server = cluster.server.as_deref().filter(|server| !server.is_empty());
     let server = server.ok_or_else(|| without("a server address".to_owned()))?;
     let server: Uri = server.parse().map_err(|error| without(format!("a usable server address: {error}")))?;
-    let known = ExecAuthCluster::try_from(cluster)
-        .map_err(|error| ConnectError::Config(kubeconfig::unquoted(&error)))?;
     let mut config = Config::new(server);
-    if let Some(pem) = known.certificate_authority_data {
-        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    if let Some(pem) = &cluster.certificate_authority_data {
+        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
         let certificates = certificates.ok().filter(|certificates| !certificates.is_empty());
         let certificates = certificates.ok_or_else(|| {
             without("a usable certificate-authority: it is no PEM of certificates".to_owned())

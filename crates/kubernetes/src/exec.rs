@@ -7,8 +7,8 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use kube::config::{Cluster, ExecConfig, ExecInteractiveMode};
-use serde::Deserialize;
+use kube::config::{Cluster, ExecAuthCluster, ExecConfig, ExecInteractiveMode, KubeconfigError};
+use serde::{Deserialize, Serialize};
 use soci_auth::children::{NOT_INHERITED, unprotect};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -18,6 +18,28 @@ use zeroize::{Zeroize, Zeroizing};
 
 /// The most output that is read, in bytes.
 const MAX_OUTPUT: u64 = 1 << 20;
+
+/// What a plugin is told of its cluster, where the kubeconfig wants that.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Described {
+    /// The address, the authority also where it is a file, and what the kubeconfig has for plugins of this cluster.
+    #[serde(flatten)]
+    pub cluster: ExecAuthCluster,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disable_compression: Option<bool>,
+}
+
+impl Described {
+    /// Describes a cluster. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When its authority cannot be read.
+    pub(crate) fn of(cluster: &Cluster) -> Result<Self, KubeconfigError> {
+        let disable_compression = cluster.disable_compression;
+        Ok(Self { cluster: ExecAuthCluster::try_from(cluster)?, disable_compression })
+    }
+}
 
 /// What an exec plugin printed.
 pub(crate) struct ExecCredential {
@@ -132,7 +154,7 @@ struct Status {
 /// [`ExecError`], which never quotes the output.
 pub(crate) async fn run(
     exec: &ExecConfig,
-    cluster: &Cluster,
+    cluster: &Described,
     limit: Duration,
 ) -> Result<ExecCredential, ExecError> {
     let command = exec.command.clone().filter(|command| !command.is_empty()).ok_or(ExecError::NoCommand)?;
@@ -178,7 +200,7 @@ pub(crate) async fn run(
     parse(&output, &version).map_err(|what| ExecError::Output { command, what })
 }
 
-fn process(command: &str, exec: &ExecConfig, cluster: &Cluster, version: &str) -> Command {
+fn process(command: &str, exec: &ExecConfig, cluster: &Described, version: &str) -> Command {
     let mut process = Command::new(command);
     for ours in NOT_INHERITED {
         process.env_remove(ours);
@@ -210,16 +232,10 @@ impl Drop for KillGroup {
     }
 }
 
-fn request(exec: &ExecConfig, cluster: &Cluster, version: &str) -> String {
+fn request(exec: &ExecConfig, cluster: &Described, version: &str) -> String {
     let mut spec = serde_json::json!({ "interactive": false });
     if exec.provide_cluster_info {
-        spec["cluster"] = serde_json::json!({
-            "server": cluster.server,
-            "tls-server-name": cluster.tls_server_name,
-            "insecure-skip-tls-verify": cluster.insecure_skip_tls_verify,
-            "certificate-authority-data": cluster.certificate_authority_data,
-            "proxy-url": cluster.proxy_url,
-        });
+        spec["cluster"] = serde_json::json!(cluster);
     }
     serde_json::json!({ "kind": "ExecCredential", "apiVersion": version, "spec": spec }).to_string()
 }
@@ -273,7 +289,7 @@ mod tests {
 
     async fn run_script(script: &str, limit: Duration) -> Result<ExecCredential, ExecError> {
         let (_dir, config) = config(script);
-        run(&config, &Cluster::default(), limit).await
+        run(&config, &Described::default(), limit).await
     }
 
     const LONG: Duration = Duration::from_secs(30);
@@ -291,12 +307,45 @@ mod tests {
     #[test]
     fn what_the_service_manager_tells_the_daemon_is_not_inherited() {
         let (_dir, config) = config("true");
-        let process = process("true", &config, &Cluster::default(), V1);
+        let process = process("true", &config, &Described::default(), V1);
         let variables: Vec<_> = process.as_std().get_envs().collect();
         for ours in ["DOCKER_AUTH_CONFIG", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC"] {
             assert!(variables.contains(&(ours.as_ref(), None)), "{ours} in {variables:?}");
         }
         assert!(variables.contains(&("WHO".as_ref(), Some("me".as_ref()))));
+    }
+
+    #[test]
+    fn a_plugin_that_wants_it_is_told_all_of_its_cluster() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = dir.path().join("ca.crt");
+        std::fs::write(&authority, "PEM\n").unwrap();
+        let cluster: Cluster = serde_json::from_value(serde_json::json!({
+            "server": "https://api.example:6443", "certificate-authority": authority, "proxy-url": "http://p:1",
+            "tls-server-name": "name.example", "disable-compression": true,
+            "extensions": [
+                { "name": "other", "extension": 1 },
+                { "name": "client.authentication.k8s.io/exec", "extension": { "audience": "cluster" } },
+            ],
+        }))
+        .unwrap();
+        let described = Described::of(&cluster).unwrap();
+        let (_dir, mut config) = config("true");
+        let told = |config: &ExecConfig, described| -> serde_json::Value {
+            let request: serde_json::Value = serde_json::from_str(&request(config, described, V1)).unwrap();
+            request["spec"].clone()
+        };
+        assert_eq!(told(&config, &described), serde_json::json!({ "interactive": false }));
+        config.provide_cluster_info = true;
+        let expected = serde_json::json!({
+            "server": "https://api.example:6443", "certificate-authority-data": "UEVNCg==",
+            "proxy-url": "http://p:1", "tls-server-name": "name.example", "disable-compression": true,
+            "config": { "audience": "cluster" },
+        });
+        assert_eq!(told(&config, &described)["cluster"], expected);
+        let bare: Cluster = serde_json::from_value(serde_json::json!({ "server": "https://a" })).unwrap();
+        let expected = serde_json::json!({ "server": "https://a" });
+        assert_eq!(told(&config, &Described::of(&bare).unwrap())["cluster"], expected);
     }
 
     #[tokio::test]
@@ -337,11 +386,11 @@ mod tests {
     async fn what_a_daemon_cannot_serve_is_refused() {
         let (_dir, mut config) = config("true");
         config.interactive_mode = Some(ExecInteractiveMode::Always);
-        let error = run(&config, &Cluster::default(), LONG).await.unwrap_err();
+        let error = run(&config, &Described::default(), LONG).await.unwrap_err();
         assert!(matches!(error, ExecError::Interactive { .. }));
         config.interactive_mode = None;
         config.api_version = Some("client.authentication.k8s.io/v1alpha1".into());
-        let error = run(&config, &Cluster::default(), LONG).await.unwrap_err();
+        let error = run(&config, &Described::default(), LONG).await.unwrap_err();
         assert!(matches!(error, ExecError::Version { .. }));
     }
 }

@@ -181,12 +181,14 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Current, LoadError> {
         .find(|named| named.name == name)
         .and_then(|named| named.context.clone())
         .ok_or_else(|| incomplete(format!("current-context {name:?} is not among its contexts")))?;
-    let cluster = merged
+    let mut cluster = merged
         .clusters
         .iter()
         .find(|named| named.name == context.cluster)
         .and_then(|named| named.cluster.clone())
         .ok_or_else(|| incomplete(format!("context {name:?} names no cluster of the file")))?;
+    // No data is no authority, rather than one without certificates.
+    cluster.certificate_authority_data = cluster.certificate_authority_data.filter(|data| !data.is_empty());
     let user = match context.user.as_deref().filter(|user| !user.is_empty()) {
         None => AuthInfo::default(),
         Some(user) => merged
@@ -374,6 +376,14 @@ users: [{name: u, user: {tokenFile: token}}]
         let second = write(dir.path().join("b"), MINIMAL);
         let current = load(&[first, second]).unwrap();
         assert_eq!(current.cluster.server.as_deref(), Some("https://api.example:6443"));
+    }
+
+    #[test]
+    fn an_authority_without_data_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = MINIMAL.replace("certificate-authority: ca.crt", "certificate-authority-data: ''");
+        let cluster = load(&[write(dir.path().join("config"), &text)]).unwrap().cluster;
+        assert_eq!((cluster.certificate_authority_data, cluster.certificate_authority), (None, None));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use soci_kubernetes::{Settings, Timing};
 use soci_testkit::kube_api::{Hang, KubeApi, WatchBreak};
 use support::{LONG, Rig, TYPE, auths, count, eventually, healed, put, resumed, told, until, users};
 
@@ -135,6 +136,41 @@ async fn a_watch_that_goes_on_without_a_change_ends_the_trouble() {
     assert_eq!(count(&api, "list"), lists, "nothing was listed again");
     put(&api, "a", "x", "reg.example", "followed");
     eventually(&keychain, "reg.example/a", &["followed"]).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_for_an_hour_is_asked_now_and_then_and_found_when_it_is_back() {
+    let (log, _guard) = soci_testkit::log::capture();
+    let mut api = KubeApi::start("t").await.unwrap();
+    put(&api, "a", "x", "reg.example", "x");
+    let rig = Rig::new();
+    let settings = Settings { timing: Timing::default(), ..rig.settings() };
+    let longest = settings.timing.back_off.1;
+    let keychain = rig.synced_with(&api, settings).await;
+    until("the watch is open", || count(&api, "watch") == 1).await;
+    let attempt = format!("connecting to {}", api.address());
+    let attempts = || log.text().matches(&attempt).count();
+    let before = attempts();
+    assert!(before > 0, "attempts can be counted");
+    api.close().await;
+    until("the loss is noticed", || keychain.progress().trouble.is_some()).await;
+
+    // Nobody is there to answer, so nothing is waited for but the time, which passes by itself.
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let asked = attempts() - before;
+    assert!((100..=300).contains(&asked), "{asked} times in an hour");
+    assert_eq!(log.warnings("cannot be synced"), 1);
+    assert_eq!(users(&keychain, "reg.example/a").await, ["x"], "the last values stay in use");
+    api.reopen().await.unwrap();
+    tokio::time::advance(longest).await;
+    tokio::time::resume();
+
+    resumed(&api, 1).await;
+    healed(&keychain).await;
+    put(&api, "a", "x", "reg.example", "followed");
+    eventually(&keychain, "reg.example/a", &["followed"]).await;
+    assert_eq!(count(&api, "list"), 1, "nothing was listed again");
 }
 
 #[tokio::test]

@@ -19,11 +19,13 @@
 //! | `object`, `secret` | a secret on the wire, and its entries |
 //! | `matching` | which key speaks for which image |
 //! | `store`, `ranked` | the index behind a lookup, and who comes first in it |
+//! | `change` | for which registries a change is news |
 //! | `synced` | what is known and what is wrong, between the sync and lookups |
 //! | `keychain` | the option |
 
 mod answer;
 mod back_off;
+mod change;
 mod connect;
 mod exec;
 mod failure;

@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
+use crate::change::Change;
 use crate::matching::{SecretKey, host_matches, shape};
 use crate::ranked::Ranked;
 use crate::secret::{Entry, Payload, SecretType};
@@ -117,23 +118,24 @@ impl SecretStore {
         self.secrets.len()
     }
 
-    /// Adds or replaces a secret.
-    pub(crate) fn apply(&mut self, secret: Secret) -> Applied {
+    /// Adds or replaces a secret. Also returns what changed by that.
+    pub(crate) fn apply(&mut self, secret: Secret) -> (Applied, Change) {
         if let Some(held) = self.secrets.get(&secret.id)
             && held.payload.digest == secret.payload.digest
             && held.created == secret.created
         {
-            return Applied::Same;
+            return (Applied::Same, Change::default());
         }
-        self.remove(&secret.id);
+        let mut change = self.remove(&secret.id).unwrap_or_default();
         let known = self.payloads.get(&secret.payload.digest).and_then(Weak::upgrade);
         let payload = match known {
             Some(payload) => payload,
-            None if self.bytes + secret.payload.size > MAX_PAYLOAD_BYTES => return Applied::Full,
+            None if self.bytes + secret.payload.size > MAX_PAYLOAD_BYTES => return (Applied::Full, change),
             None => {
                 let payload = Arc::new(secret.payload);
                 self.bytes += payload.size;
                 self.payloads.insert(payload.digest, Arc::downgrade(&payload));
+                change.new = Some(Arc::clone(&payload));
                 payload
             }
         };
@@ -145,12 +147,12 @@ impl SecretStore {
             holders.insert(secret.created, &secret.id, &payload);
         }
         self.secrets.insert(secret.id, Held { payload, created: secret.created });
-        Applied::Changed
+        (Applied::Changed, change)
     }
 
-    /// Removes a secret. Returns whether it was there.
-    pub(crate) fn remove(&mut self, id: &SecretId) -> bool {
-        let Some(held) = self.secrets.remove(id) else { return false };
+    /// Removes a secret. Returns what changed by that, where it was there.
+    pub(crate) fn remove(&mut self, id: &SecretId) -> Option<Change> {
+        let held = self.secrets.remove(id)?;
         for key in held.payload.keys() {
             if !key.is_glob() {
                 if let Some(holders) = self.literal.get_mut(key)
@@ -168,23 +170,23 @@ impl SecretStore {
                 }
             }
         }
-        if Arc::strong_count(&held.payload) == 1 {
-            self.payloads.remove(&held.payload.digest);
-            self.bytes = self.bytes.saturating_sub(held.payload.size);
+        if Arc::strong_count(&held.payload) > 1 {
+            return Some(Change::default());
         }
-        true
+        self.payloads.remove(&held.payload.digest);
+        self.bytes = self.bytes.saturating_sub(held.payload.size);
+        Some(Change { gone: Some(held.payload), new: None })
     }
 
-    /// Removes the secrets of this type and `namespace` (all of them for `None`) that are not in `seen`: what was deleted
-    /// while nobody watched. Returns those that were.
-    pub(crate) fn retain(
-        &mut self,
+    /// Returns the secrets of this type and `namespace` (all of them for `None`) that are not in `seen`: what was deleted
+    /// while nobody watched.
+    pub(crate) fn stale(
+        &self,
         namespace: Option<&str>,
         kind: SecretType,
         seen: &HashSet<SecretId>,
     ) -> Vec<SecretId> {
-        let stale: Vec<SecretId> = self
-            .secrets
+        self.secrets
             .keys()
             .filter(|id| {
                 id.kind == kind
@@ -192,16 +194,7 @@ impl SecretStore {
                     && !seen.contains(*id)
             })
             .cloned()
-            .collect();
-        for id in &stale {
-            self.remove(id);
-        }
-        stale
-    }
-
-    /// Returns the entries that a secret has.
-    pub(crate) fn entries(&self, id: &SecretId) -> &[Entry] {
-        self.secrets.get(id).map(|held| held.payload.entries.as_slice()).unwrap_or_default()
+            .collect()
     }
 
     /// Returns what matches a repository at `host` (its identity): for the repository's path, its parents and the whole
@@ -373,10 +366,10 @@ pub(crate) mod tests {
             (&[("reg.example", "a"), ("*.io", "a")], Applied::Same),
             (&[("reg.example", "b")], Applied::Changed),
         ] {
-            assert_eq!(store.apply(secret("n", "s", 1, entries)), expected);
+            assert_eq!(store.apply(secret("n", "s", 1, entries)).0, expected);
         }
         assert_eq!(users(&store, "x", None), ["b"]);
-        assert!(store.remove(&id("n", "s")));
+        assert!(store.remove(&id("n", "s")).is_some());
         assert!(users(&store, "x", None).is_empty());
         assert!(
             store.literal.is_empty()
@@ -400,15 +393,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn t98_what_is_not_listed_any_more_goes() {
+    fn t98_what_is_not_listed_any_more_is_stale() {
         let mut store = SecretStore::default();
         for name in ["kept", "gone"] {
             store.apply(secret("n", name, 1, &[("reg.example", name)]));
         }
         let seen = HashSet::from([id("n", "kept")]);
-        assert!(store.retain(Some("m"), SecretType::DockerConfigJson, &seen).is_empty());
-        assert!(store.retain(None, SecretType::DockerCfg, &seen).is_empty());
-        assert_eq!(store.retain(None, SecretType::DockerConfigJson, &seen).len(), 1);
-        assert_eq!(users(&store, "x", None), ["kept"]);
+        assert!(store.stale(Some("m"), SecretType::DockerConfigJson, &seen).is_empty());
+        assert!(store.stale(None, SecretType::DockerCfg, &seen).is_empty());
+        assert_eq!(store.stale(None, SecretType::DockerConfigJson, &seen), [id("n", "gone")]);
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! Locks are taken one after the other and never held across an await.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,14 +16,13 @@ use soci_auth::{AuthBoard, Fingerprint, redact};
 use soci_oci::with_causes;
 use tokio::sync::watch;
 
+use crate::change::Touched;
 use crate::failure::Failure;
 use crate::object::PullSecret;
-use crate::secret::{Entry, MAX_ENTRIES, Payload, SecretError, SecretType};
+use crate::secret::{MAX_ENTRIES, Payload, SecretError, SecretType};
 use crate::selection::Selection;
 use crate::store::{Applied, MAX_PAYLOAD_BYTES, Secret, SecretId, SecretStore};
 
-/// A change of more entries than this wakes the readers of all registries.
-const MAX_TOUCHED: usize = 64;
 /// For how many secrets it is remembered that their fault was told.
 const MAX_FAULTY: usize = 4096;
 
@@ -132,27 +131,21 @@ impl Synced {
             None => Err(SecretError::Missing(kind.data_key())),
         };
         let version = object.metadata.resource_version.as_deref().unwrap_or_default();
-        let mut store = self.store.write();
         let mut touched = Touched::default();
-        touched.add(store.entries(&id));
-        let (changed, fault) = match payload {
+        let mut store = self.store.write();
+        let (change, fault) = match payload {
             Ok(payload) => {
-                touched.add(&payload.entries);
                 let beyond = payload.beyond;
-                match store.apply(Secret { id: id.clone(), created, payload }) {
-                    Applied::Full => (true, Some(Fault::Full)),
-                    applied => {
-                        (applied == Applied::Changed, (beyond > 0).then_some(Fault::TooManyEntries(beyond)))
-                    }
-                }
+                let (applied, change) = store.apply(Secret { id: id.clone(), created, payload });
+                let cut = (beyond > 0).then_some(Fault::TooManyEntries(beyond));
+                (change, if applied == Applied::Full { Some(Fault::Full) } else { cut })
             }
-            Err(error) => (store.remove(&id), Some(Fault::Unusable(error))),
+            Err(error) => (store.remove(&id).unwrap_or_default(), Some(Fault::Unusable(error))),
         };
-        drop(store);
+        touched.add(&change);
+        drop((change, store));
         self.complain(&id, version, fault);
-        if changed {
-            self.bump(touched);
-        }
+        touched.tell(&self.board);
         Some(id)
     }
 
@@ -176,13 +169,8 @@ impl Synced {
     /// Forgets a secret, which had the selection's type.
     pub(crate) fn delete(&self, object: &PullSecret, selection: &Selection) {
         let Some(id) = id_of(object, selection.kind) else { return };
-        let mut store = self.store.write();
-        let mut touched = Touched::default();
-        touched.add(store.entries(&id));
-        store.remove(&id);
-        drop(store);
         self.faulty.lock().remove(&id);
-        self.bump(touched);
+        self.remove(&[id]);
     }
 
     /// A list ended: what it did not have is gone.
@@ -296,35 +284,19 @@ impl Synced {
 
     /// Drops the secrets of a selection that are not in `seen`, and returns how many they were.
     fn retain(&self, selection: &Selection, seen: &HashSet<SecretId>) -> usize {
-        let gone = self.store.write().retain(selection.namespace.as_deref(), selection.kind, seen).len();
-        if gone > 0 {
-            self.board.bump_all();
-        }
-        gone
+        let stale = self.store.read().stale(selection.namespace.as_deref(), selection.kind, seen);
+        self.remove(&stale);
+        stale.len()
     }
 
-    fn bump(&self, touched: Touched) {
-        match touched.any {
-            false => touched.hosts.iter().for_each(|host| self.board.bump(host)),
-            true => self.board.bump_all(),
+    fn remove(&self, ids: &[SecretId]) {
+        let mut touched = Touched::default();
+        let mut store = self.store.write();
+        for id in ids {
+            touched.add(&store.remove(id).unwrap_or_default());
         }
-    }
-}
-
-/// The registries that a change of secrets is for.
-#[derive(Debug, Default)]
-struct Touched {
-    hosts: BTreeSet<String>,
-    /// Whether it may be for any.
-    any: bool,
-}
-
-impl Touched {
-    fn add(&mut self, entries: &[Entry]) {
-        self.any |= entries.len() > MAX_TOUCHED || entries.iter().any(|entry| entry.key.is_glob());
-        if !self.any {
-            self.hosts.extend(entries.iter().map(|entry| entry.key.host.clone()));
-        }
+        drop(store);
+        touched.tell(&self.board);
     }
 }
 
@@ -390,5 +362,37 @@ mod tests {
         assert_eq!(synced.store().len(), 1);
         synced.delete(&object(new, "s", &auths), &selection(new));
         assert_eq!(synced.store().len(), 0);
+    }
+
+    #[test]
+    fn a_change_is_news_of_the_registries_whose_logins_changed() {
+        let kind = SecretType::DockerConfigJson;
+        let board = Arc::new(AuthBoard::new());
+        let synced = Synced::new(Arc::clone(&board), Duration::ZERO);
+        let login = |password: &str| json!({ "username": "u", "password": password });
+        let auths = |pattern: &str, first: &str| {
+            let mut auths: serde_json::Map<_, _> =
+                (0..200).map(|at| (format!("r{at}.example"), login("same"))).collect();
+            auths.insert("*.pattern.example".to_owned(), login(pattern));
+            auths.insert("r0.example".to_owned(), login(first));
+            serde_json::Value::Object(auths)
+        };
+        let apply = |name: &str, auths| synced.apply(object(kind, name, &auths), &selection(kind));
+        let delete = |name: &str| synced.delete(&object(kind, name, &json!({})), &selection(kind));
+        // Returns whether there was news of the first registry, and of another one.
+        let news = |change: &dyn Fn()| {
+            let hosts = ["r0.example", "r7.example"];
+            let before = hosts.map(|host| board.generation(host));
+            change();
+            [0, 1].map(|at| board.generation(hosts[at]) > before[at])
+        };
+        assert_eq!(news(&|| drop(apply("s", auths("a", "a")))), [true, true], "all is new");
+        assert_eq!(news(&|| drop(apply("s", auths("a", "b")))), [true, false], "one login of many");
+        assert_eq!(news(&|| drop(apply("copy", auths("a", "b")))), [false, false], "one more copy");
+        assert_eq!(news(&|| delete("s")), [false, false], "the copy is still there");
+        assert_eq!(news(&|| drop(apply("copy", auths("b", "b")))), [true, true], "that of a pattern");
+        assert_eq!(news(&|| delete("copy")), [true, true], "the last one");
+        assert_eq!(news(&|| drop(apply("one", json!({ "r0.example": login("x") })))), [true, false]);
+        assert_eq!(news(&|| drop(apply("one", json!({ "r7.example": login("x") })))), [true, true]);
     }
 }

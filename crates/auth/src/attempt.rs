@@ -16,6 +16,9 @@
 //! enters at step 3. Trouble that is no refusal (5xx, 429, no answer) rejects nobody. A refused credential rests (see
 //! [`AuthBoard`](crate::AuthBoard)), so that thousands of requests do not lock an account.
 //!
+//! A request that has used up the candidates it may present waits like any other; news give it as many again, and the next
+//! request begins with those that were not refused lately.
+//!
 //! Bounds: `MAX_REFUSALS` refusals per candidate, the option's own bound on candidates, the deadline on every wait.
 
 mod authenticator;
@@ -37,7 +40,8 @@ pub use authenticator::{Authenticator, Settings};
 
 /// How often one candidate is refused before it counts as rejected, whatever may still be tried with it.
 const MAX_REFUSALS: usize = 4;
-/// How often a request is refused in all. Reached only if a host keeps changing its challenge.
+/// How often a request is refused in all. Reached only if a host keeps changing its challenge, or if news that do not help
+/// come faster than the patience ends.
 const MAX_REFUSALS_IN_ALL: usize = 24;
 
 /// What a request wants to do in the repository.
@@ -69,8 +73,10 @@ pub struct AuthAttempt {
     /// The option that the request stays with, and the candidate in use.
     option: Option<ChosenOption>,
     candidate: Option<Candidate>,
-    /// How many candidates of the option were tried.
+    /// How many candidates of the option were tried since the last news.
     tried: usize,
+    /// The registry's generation when they were.
+    generation: u64,
     /// Refusals of the present candidate, and of all.
     refusals: usize,
     refusals_in_all: usize,

@@ -2,7 +2,7 @@
 //!
 //! Keychains *bump* a registry when something about its credentials changed (a file, a pull, a secret). A request whose
 //! candidates were all refused waits for the next bump, so that fresh credentials heal reads that are pending. Refusals
-//! are remembered with a growing pause, so that thousands of page faults do not lock an account; a bump forgets them.
+//! are remembered with a growing pause, so that thousands of page faults do not lock an account; a bump ends the pause.
 //!
 //! One mutex, never held across an await; every table is bounded.
 
@@ -78,7 +78,7 @@ impl AuthBoard {
                 }
             }
         }
-        self.refusals.lock().forget(registry);
+        self.refusals.lock().end_rests(registry, Instant::now());
         self.news.send_replace(());
     }
 
@@ -90,7 +90,7 @@ impl AuthBoard {
             generations.all = generations.last;
             generations.by_registry.clear();
         }
-        self.refusals.lock().forget_all();
+        self.refusals.lock().end_all_rests(Instant::now());
         self.news.send_replace(());
     }
 
@@ -124,6 +124,12 @@ impl AuthBoard {
     /// Remembers that a credential was refused: 2 s at first, doubling to 60 s.
     pub fn refuse(&self, registry: &str, repository: &str, credential: Fingerprint) {
         self.refusals.lock().refuse(registry, repository, credential, Instant::now());
+    }
+
+    /// Whether a credential was refused within the last minute and not accepted since. Unlike its rest this is not ended by
+    /// a bump: of several candidates those that were not refused lately come first.
+    pub fn was_refused(&self, registry: &str, repository: &str, credential: Fingerprint) -> bool {
+        self.refusals.lock().is_recent(registry, repository, credential, Instant::now())
     }
 
     /// Forgets a refusal, since the credential was accepted; those who wait look again.
@@ -228,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_bump_forgets_refusals_of_its_registry() {
+    async fn a_bump_ends_the_rests_of_its_registry() {
         let board = AuthBoard::new();
         let who = Credential::basic("u", "p").fingerprint();
         board.refuse("a.example", "x", who);

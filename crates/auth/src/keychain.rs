@@ -131,7 +131,12 @@ impl Rejected {
         self.0.is_empty()
     }
 
-    /// Adds one. The set is bounded by the cap on candidates of a request.
+    /// Leaves only those of which this is so.
+    pub(crate) fn retain(&mut self, still: impl Fn(Fingerprint) -> bool) {
+        self.0.retain(|fingerprint| still(*fingerprint));
+    }
+
+    /// Adds one. The set is bounded by the bound on refusals of a request.
     pub fn add(&mut self, fingerprint: Fingerprint) {
         self.0.insert(fingerprint);
     }

@@ -14,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::matching::SecretKey;
 use crate::settings::Settings;
-use crate::store::Match;
+use crate::store::{Match, SecretId};
 use crate::synced::{Progress, Synced};
 
 /// The most credentials of this option that one request may present.
 const MAX_CANDIDATES: usize = 5;
-/// For how many repositories it is remembered which credential was accepted last.
+/// For how many repositories it is remembered which secret was accepted last.
 const MAX_ACCEPTED: usize = 4096;
 
 /// The Kubernetes secrets keychain. Dropping it stops the sync.
@@ -35,7 +35,7 @@ pub struct SecretsKeychain {
 
 #[derive(Debug, Default)]
 struct Accepted {
-    by_repository: HashMap<(String, String), Fingerprint>,
+    by_repository: HashMap<(String, String), CandidateId>,
     order: VecDeque<(String, String)>,
 }
 
@@ -93,43 +93,46 @@ impl SecretsKeychain {
         let _ = tokio::time::timeout_at(deadline, settled).await;
     }
 
-    /// Offers the credential accepted last, then those by rank that were not refused, then some that were: an option that
-    /// has a credential keeps it, however often that is refused.
+    /// Offers what the secret accepted last holds now, then those by rank that were not refused lately, then some that were:
+    /// an option that has a credential keeps it, however often that is refused.
     fn find(&self, scope: &CredentialScope, rejected: &Rejected) -> Lookup {
         let host = scope.identity();
         let repository = scope.image.repository();
         let repository_key = (host.clone(), repository.to_owned());
-        let preferred = self.accepted.lock().by_repository.get(&repository_key).copied();
+        let preferred = self.accepted.lock().by_repository.get(&repository_key).cloned();
         let store = self.synced.store();
         let matching = store.matching(&host, repository);
         let mut seen: HashSet<Fingerprint> = HashSet::new();
-        let (mut accepted, mut fresh, mut refused) = (None, Vec::new(), Vec::new());
+        let (mut known, mut accepted) = (preferred.is_none(), Vec::new());
+        let (mut fresh, mut refused) = (Vec::new(), Vec::new());
         for found in matching.ranked(scope.namespace.as_deref()) {
             let print = found.entry.fingerprint;
-            if fresh.len() >= MAX_CANDIDATES && (preferred.is_none() || accepted.is_some()) {
+            if fresh.len() >= MAX_CANDIDATES && known {
                 break;
             }
             if !seen.insert(print) {
                 continue;
             }
-            if preferred == Some(print) {
-                accepted = Some(found);
-            } else if rejected.holds(print) || self.synced.rests(&host, repository, print) {
+            // Its password may have been rotated since.
+            let is_preferred = preferred
+                .as_ref()
+                .is_some_and(|preferred| preferred.fingerprint == print || names(&preferred.entry, found.id));
+            known |= is_preferred;
+            if rejected.holds(print) || self.synced.was_refused(&host, repository, print) {
                 refused.push(found);
+            } else if is_preferred {
+                accepted.push(found);
             } else if fresh.len() < MAX_CANDIDATES {
                 fresh.push(found);
             }
         }
-        if preferred.is_some() && accepted.is_none() {
+        if !known {
             self.accepted.lock().forget(&repository_key);
         }
         refused.truncate(MAX_CANDIDATES);
         let offered: Vec<Match> = accepted.into_iter().chain(fresh).chain(refused).collect();
         let candidate = |found: &Match| Candidate {
-            id: CandidateId {
-                entry: format!("secret {}/{}", found.id.namespace, found.id.name),
-                fingerprint: found.entry.fingerprint,
-            },
+            id: CandidateId { entry: entry(found.id), fingerprint: found.entry.fingerprint },
             credential: found.entry.credential.clone(),
             age: age(found.created),
         };
@@ -143,7 +146,7 @@ impl SecretsKeychain {
         findings.extend(offered.iter().take(MAX_CANDIDATES).map(|Match { id, entry, .. }| {
             let slash = if entry.key.path.is_empty() { "" } else { "/" };
             let SecretKey { host, path } = &entry.key;
-            Finding(format!("secret {}/{}: key {host}{slash}{path}", id.namespace, id.name))
+            Finding(format!("{}: key {host}{slash}{path}", self::entry(id)))
         }));
         drop(offered);
         drop(store);
@@ -153,11 +156,36 @@ impl SecretsKeychain {
 }
 
 impl Accepted {
+    fn note(&mut self, repository: (String, String), candidate: &CandidateId) {
+        if self.by_repository.get(&repository) == Some(candidate) {
+            return;
+        }
+        if self.by_repository.insert(repository.clone(), candidate.clone()).is_none() {
+            self.order.push_back(repository);
+        }
+        if self.order.len() > MAX_ACCEPTED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.by_repository.remove(&oldest);
+        }
+    }
+
     fn forget(&mut self, repository: &(String, String)) {
         if self.by_repository.remove(repository).is_some() {
             self.order.retain(|known| known != repository);
         }
     }
+}
+
+/// Returns what a secret is called for people.
+fn entry(id: &SecretId) -> String {
+    format!("secret {}/{}", id.namespace, id.name)
+}
+
+/// Whether this is what the secret is called.
+fn names(entry: &str, id: &SecretId) -> bool {
+    let rest = entry.strip_prefix("secret ").and_then(|rest| rest.strip_prefix(&*id.namespace));
+    rest.and_then(|rest| rest.strip_prefix('/')) == Some(&*id.name)
 }
 
 /// Returns for how long a secret has existed by this machine's clock.
@@ -198,23 +226,9 @@ impl Keychain for SecretsKeychain {
 
     fn verdict(&self, scope: &CredentialScope, candidate: &CandidateId, outcome: Outcome) {
         let key = (scope.identity(), scope.image.repository().to_owned());
-        let mut accepted = self.accepted.lock();
-        match outcome {
-            Outcome::Accepted => {
-                if accepted.by_repository.insert(key.clone(), candidate.fingerprint).is_none() {
-                    accepted.order.push_back(key);
-                }
-                if accepted.order.len() > MAX_ACCEPTED
-                    && let Some(oldest) = accepted.order.pop_front()
-                {
-                    accepted.by_repository.remove(&oldest);
-                }
-            }
-            Outcome::Rejected => {
-                if accepted.by_repository.get(&key) == Some(&candidate.fingerprint) {
-                    accepted.forget(&key);
-                }
-            }
+        // A secret whose credential is refused stays the one to ask first: it is there that the next password comes.
+        if outcome == Outcome::Accepted {
+            self.accepted.lock().note(key, candidate);
         }
     }
 

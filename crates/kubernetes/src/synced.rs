@@ -91,9 +91,9 @@ impl Synced {
         }
     }
 
-    /// Whether the registry refused a credential a moment ago.
-    pub(crate) fn rests(&self, host: &str, repository: &str, credential: Fingerprint) -> bool {
-        self.board.rests_until(host, repository, credential).is_some()
+    /// Whether the registry refused a credential within the last minute.
+    pub(crate) fn was_refused(&self, host: &str, repository: &str, credential: Fingerprint) -> bool {
+        self.board.was_refused(host, repository, credential)
     }
 
     pub(crate) fn store(&self) -> RwLockReadGuard<'_, SecretStore> {

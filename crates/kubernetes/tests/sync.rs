@@ -112,8 +112,47 @@ async fn t94_every_secret_has_its_turn_and_none_empties_the_option() {
 
     let last = refused.pop().unwrap();
     keychain.verdict(&scope, &last, Outcome::Accepted);
-    rig.board.bump("reg.example");
+    rig.board.accept("reg.example", "app", last.fingerprint);
     assert_eq!(look().await.candidates[0].id, last, "the one accepted last comes first");
+}
+
+#[tokio::test]
+async fn r49_the_secret_accepted_last_comes_first_with_its_next_password_too() {
+    let api = KubeApi::start("t").await.unwrap();
+    for at in (0..7).rev() {
+        put(&api, &format!("ns{at}"), "pull", "reg.example", &format!("u{at}"));
+    }
+    let rig = Rig::new();
+    let keychain = rig.synced(&api).await;
+    let image: ImageRef = "reg.example/a:1".parse().unwrap();
+    let scope = CredentialScope::new(Origin::of_registry(Scheme::Https, image.registry()), image);
+    let lookup = keychain.lookup(&scope, &Rejected::default()).await.unwrap();
+    let strangers: Vec<_> = lookup.candidates.iter().map(|candidate| candidate.id.clone()).collect();
+    assert_eq!(
+        strangers.iter().map(|id| id.entry.as_str()).collect::<Vec<_>>(),
+        ["secret ns0/pull", "secret ns1/pull", "secret ns2/pull", "secret ns3/pull", "secret ns4/pull"]
+    );
+    for stranger in &strangers {
+        rig.board.refuse("reg.example", "a", stranger.fingerprint);
+        keychain.verdict(&scope, stranger, Outcome::Rejected);
+    }
+    // News end the rest of the refused, not the memory that they were.
+    rig.board.bump("reg.example");
+    assert_eq!(users(&keychain, "reg.example/a:1").await[..2], ["u5", "u6"]);
+    let lookup = keychain.lookup(&scope, &Rejected::default()).await.unwrap();
+    let own = lookup.candidates[1].id.clone();
+    keychain.verdict(&scope, &own, Outcome::Accepted);
+    assert_eq!(users(&keychain, "reg.example/a:1").await[..2], ["u6", "u5"]);
+
+    rig.board.refuse("reg.example", "a", own.fingerprint);
+    keychain.verdict(&scope, &own, Outcome::Rejected);
+    assert_eq!(
+        users(&keychain, "reg.example/a:1").await[0],
+        "u5",
+        "what was refused is not the first to try"
+    );
+    put(&api, "ns6", "pull", "reg.example", "rotated");
+    eventually(&keychain, "reg.example/a:1", &["rotated", "u5", "u0", "u1", "u2", "u3", "u4"]).await;
 }
 
 #[tokio::test]

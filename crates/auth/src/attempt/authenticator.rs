@@ -82,9 +82,11 @@ impl Authenticator {
         deadline: Instant,
     ) -> AuthAttempt {
         scope.namespace = scope.namespace.or_else(|| self.board.pull_namespace(&scope.image.key()));
+        let registry = scope.identity();
         AuthAttempt {
             auth: Arc::clone(self),
-            registry: scope.identity(),
+            generation: self.board.generation(&registry),
+            registry,
             scope,
             access,
             deadline: deadline.into(),

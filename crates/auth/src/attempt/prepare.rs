@@ -10,7 +10,9 @@ use crate::challenge::{BearerDemand, Demand};
 use crate::credential::{basic_header, bearer_header};
 use crate::exchange::{ExchangeError, TokenRequest};
 use crate::token_cache::{Fetch, Served, TokenKey};
-use crate::{AuthError, Candidate, Credential, Denied, Reason, Scheme, TokenHttp, policy, scopes};
+use crate::{
+    AuthError, Candidate, Credential, Denied, Fingerprint, Reason, Scheme, TokenHttp, policy, scopes,
+};
 
 /// What became of one candidate.
 enum Presented {
@@ -61,8 +63,14 @@ impl AuthAttempt {
     /// Finds the next candidate and makes it the present one; `false` when no option has anything.
     async fn find(&mut self) -> Result<bool, AuthError> {
         let generation = self.auth.board.generation(&self.registry);
-        if self.rejected.is_empty()
-            && let Some((option, candidate)) = self.auth.hosts.trusted(&self.scope, &self.access, generation)
+        if generation != self.generation {
+            self.generation = generation;
+            self.hear_news();
+        }
+        // What the host has just taken from another request is no guess, so it does not count as one.
+        if let Some((option, candidate)) = self.auth.hosts.trusted(&self.scope, &self.access, generation)
+            && self.option.is_none_or(|held| held == option)
+            && !self.rejected.contains(&candidate.id)
             && self.admit(&candidate) == Admission::Go
         {
             self.option = Some(option);
@@ -81,20 +89,30 @@ impl AuthAttempt {
         }
         self.option = found.option;
         let Some(option) = found.option else { return Ok(false) };
-        let may_try = self.tried < option.max_candidates;
-        if may_try
-            && let Some(candidate) =
-                found.candidates.into_iter().find(|candidate| self.admit(candidate) == Admission::Go)
-        {
-            self.use_candidate(candidate);
-            return Ok(true);
+        if self.tried < option.max_candidates {
+            let mut candidates = found.candidates;
+            candidates.sort_by_cached_key(|candidate| self.was_refused(candidate.id.fingerprint));
+            if let Some(candidate) =
+                candidates.into_iter().find(|candidate| self.admit(candidate) == Admission::Go)
+            {
+                self.use_candidate(candidate);
+                return Ok(true);
+            }
         }
         if let (Some(flaw), false) = (self.flaw, self.any_refused) {
             return Err(self.denied(Reason::Incomplete(flaw)).into());
         }
-        self.may_heal = may_try;
+        self.may_heal = true;
         let reason = if self.any_refused { Reason::Refused } else { Reason::Resting };
         Err(self.denied(reason).into())
+    }
+
+    /// Since there are news of the registry, more candidates may be presented, also such as were refused but not since.
+    fn hear_news(&mut self) {
+        self.tried = 0;
+        let mut rejected = std::mem::take(&mut self.rejected);
+        rejected.retain(|fingerprint| self.was_refused(fingerprint));
+        self.rejected = rejected;
     }
 
     /// Whether a request that was refused for want of a credential waits for one: that of a mounted image does, since the
@@ -234,6 +252,11 @@ impl AuthAttempt {
 
     fn admit(&self, candidate: &Candidate) -> Admission {
         self.auth.board.admit(&self.registry, self.scope.image.repository(), candidate.id.fingerprint)
+    }
+
+    /// Whether the credential was refused lately, by whichever request.
+    fn was_refused(&self, credential: Fingerprint) -> bool {
+        self.auth.board.was_refused(&self.registry, self.scope.image.repository(), credential)
     }
 
     fn use_candidate(&mut self, candidate: Candidate) {

@@ -198,6 +198,25 @@ fn over_a_file(
     (directory, Stack { auth, ..Stack::new(&[], registry, tokens) })
 }
 
+/// A stack whose only option is what pulls brought.
+fn over_pulls(
+    registry: &Arc<Registry>,
+    tokens: Arc<Script>,
+    patience: Duration,
+) -> (Arc<crate::keychain::cri::CriStore>, Stack) {
+    let board = Arc::new(AuthBoard::new());
+    let store = crate::keychain::cri::CriStore::new(Arc::clone(&board));
+    let settings = Settings { patience, ..Settings::default() };
+    let auth = Authenticator::new(KeychainChain::new(vec![Arc::clone(&store) as _]), board, settings);
+    (store, Stack { auth, ..Stack::new(&[], registry, tokens) })
+}
+
+/// What a pull brings.
+fn login(name: &str, password: &str) -> Option<crate::keychain::cri::AuthConfig> {
+    let [a, b, c, d] = [(); 4].map(|()| String::new());
+    Some(crate::keychain::cri::AuthConfig::new(name.into(), password.into(), a, b, c, d))
+}
+
 fn log_in(directory: &tempfile::TempDir, name: &str, password: &str) {
     let json = serde_json::json!({"auths": {"reg.example:443": {"username": name, "password": password}}});
     let new = directory.path().join("new");

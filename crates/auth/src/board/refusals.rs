@@ -1,4 +1,5 @@
-//! The negative cache: credentials that a repository refused, and how long they rest.
+//! The negative cache: credentials that a repository refused, how long they rest, and for a minute that they were refused
+//! at all: news end the rest, but what was not refused lately is tried first.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -32,6 +33,9 @@ struct Key {
 
 #[derive(Debug)]
 struct Refusal {
+    /// When it was refused last.
+    at: Instant,
+    /// Zero when news ended the rest.
     pause: Duration,
     until: Instant,
     /// Whether one request was let through after the pause and has not reported yet.
@@ -82,27 +86,40 @@ impl Refusals {
         self.0
             .entry(Key::new(registry, repository, who))
             .and_modify(|refusal| {
+                refusal.at = now;
                 // Requests that were under way together count as one refusal.
                 if refusal.trying || refusal.until <= now {
-                    refusal.pause = (refusal.pause * 2).min(LONGEST_PAUSE);
+                    refusal.pause = (refusal.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
                     refusal.until = now + refusal.pause;
                     refusal.trying = false;
                 }
             })
-            .or_insert(Refusal { pause: FIRST_PAUSE, until: now + FIRST_PAUSE, trying: false });
+            .or_insert(Refusal { at: now, pause: FIRST_PAUSE, until: now + FIRST_PAUSE, trying: false });
     }
 
-    /// Returns whether there was something to forget.
+    /// Whether it was refused within the last minute and not accepted since, be it resting or not.
+    pub(super) fn is_recent(&self, registry: &str, repository: &str, who: Fingerprint, now: Instant) -> bool {
+        !self.0.is_empty()
+            && self.0.get(&Key::new(registry, repository, who)).is_some_and(|refusal| refusal.is_recent(now))
+    }
+
+    /// Returns whether somebody may wait for the end of the rest.
     pub(super) fn accept(&mut self, registry: &str, repository: &str, who: Fingerprint) -> bool {
-        !self.0.is_empty() && self.0.remove(&Key::new(registry, repository, who)).is_some()
+        !self.0.is_empty()
+            && self
+                .0
+                .remove(&Key::new(registry, repository, who))
+                .is_some_and(|refusal| !refusal.pause.is_zero())
     }
 
-    pub(super) fn forget(&mut self, registry: &str) {
-        self.0.retain(|key, _| key.registry != registry);
+    /// Ends the rest of what one registry refused.
+    pub(super) fn end_rests(&mut self, registry: &str, now: Instant) {
+        self.0.retain(|key, refusal| key.registry != registry || refusal.end_rest(now));
     }
 
-    pub(super) fn forget_all(&mut self) {
-        self.0.clear();
+    /// Ends every rest.
+    pub(super) fn end_all_rests(&mut self, now: Instant) {
+        self.0.retain(|_, refusal| refusal.end_rest(now));
     }
 
     fn make_room(&mut self, now: Instant) {
@@ -111,6 +128,18 @@ impl Refusals {
             let first = self.0.iter().min_by_key(|(_, refusal)| refusal.until).map(|(key, _)| key.clone());
             first.map(|key| self.0.remove(&key));
         }
+    }
+}
+
+impl Refusal {
+    fn is_recent(&self, now: Instant) -> bool {
+        now < self.at + LONGEST_PAUSE
+    }
+
+    /// Returns whether it is still worth remembering.
+    fn end_rest(&mut self, now: Instant) -> bool {
+        (self.pause, self.until, self.trying) = (Duration::ZERO, now, false);
+        self.is_recent(now)
     }
 }
 
@@ -139,6 +168,32 @@ mod tests {
         }
         assert!(refusals.accept("r", "x", who));
         assert_eq!(refusals.admit("r", "x", who, now), Admission::Go);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_end_the_rest_but_a_refusal_is_known_for_a_minute_or_until_it_is_accepted() {
+        let mut refusals = Refusals::default();
+        let who = Credential::basic("u", "p").fingerprint();
+        let now = Instant::now();
+        refusals.refuse("r", "x", who, now);
+        refusals.end_rests("other", now);
+        assert_eq!(refusals.rests_until("r", "x", who, now), Some(now + seconds(2)));
+        refusals.end_rests("r", now);
+        assert_eq!(refusals.rests_until("r", "x", who, now), None);
+        for _concurrent in 0..3 {
+            assert_eq!(refusals.admit("r", "x", who, now), Admission::Go);
+        }
+        assert!(refusals.is_recent("r", "x", who, now + seconds(59)));
+        assert!(!refusals.is_recent("r", "x", who, now + seconds(60)));
+        assert!(!refusals.is_recent("r", "y", who, now));
+        refusals.refuse("r", "x", who, now + seconds(1));
+        assert_eq!(refusals.rests_until("r", "x", who, now + seconds(1)), Some(now + seconds(3)), "anew");
+        refusals.end_all_rests(now + seconds(2));
+        assert!(!refusals.accept("r", "x", who), "nobody waits for the end of its rest");
+        assert!(!refusals.is_recent("r", "x", who, now + seconds(2)));
+        refusals.refuse("r", "x", who, now);
+        refusals.end_all_rests(now + seconds(60));
+        assert!(refusals.0.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -130,8 +130,11 @@ impl PullTicket {
         }
         state.bound(&self.store.board);
         drop(state);
-        if arrived {
-            self.store.board.bump(self.image.registry().identity());
+        if let Some(login) = self.brought.as_ref().filter(|_| arrived) {
+            let (board, registry) = (&self.store.board, self.image.registry().identity());
+            // A refusal of the same login from before this pull went well with it says nothing any more.
+            board.accept(registry, self.image.repository(), login.fingerprint);
+            board.bump(registry);
         }
     }
 }

@@ -99,6 +99,37 @@ async fn a_request_presents_no_more_candidates_than_the_option_allows() {
     assert_eq!(denied.reason, Reason::Refused);
 }
 
+#[tokio::test(start_paused = true)]
+async fn t94_the_next_request_goes_on_with_candidates_that_were_not_refused_lately() {
+    let pairs: Vec<String> = (0..9).map(|n| format!("u{n}")).collect();
+    let k = ScriptedKeychain::new("kubernetes-secrets", pairs.iter().map(|name| basic(name, "x")).collect());
+    for news in [false, true] {
+        let registry = Registry::new(BASIC, &["u8:x"]);
+        let stack = Stack::new(&[&k], &registry, no_tokens());
+        for first in [0, 4] {
+            let before = registry.log().len();
+            assert_eq!(stack.denied().await.reason, Reason::Refused);
+            let expected: Vec<String> = (first..first + 4).map(|n| format!("u{n}:x")).collect();
+            assert_eq!(
+                registry.log()[before..].iter().filter(|sent| !sent.is_empty()).cloned().collect::<Vec<_>>(),
+                expected
+            );
+            // Longer than a refused credential rests, or what ends its rest.
+            tokio::time::advance(Duration::from_secs(9)).await;
+            if news {
+                stack.auth.board().bump("reg.example");
+            }
+        }
+        stack.request().await.unwrap();
+        assert_eq!(registry.log().last().unwrap(), "u8:x");
+        let first_again = "u0:x".to_owned();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        registry.accept_only(&first_again);
+        stack.request().await.unwrap();
+        assert_eq!(registry.log().last(), Some(&first_again), "a minute later their rank counts again");
+    }
+}
+
 #[tokio::test]
 async fn t70_t109_a_403_rejects_the_candidate_and_a_changed_one_is_tried_once() {
     for body in [ECR, "no"] {

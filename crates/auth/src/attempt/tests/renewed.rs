@@ -105,6 +105,81 @@ async fn t71_a_pending_request_is_healed_by_news_of_its_registry() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn r37_t71_a_request_that_used_up_its_candidates_is_healed_by_a_pull_of_any_image_of_the_registry() {
+    let registry = Registry::forbidding(&["c4:p"], ECR);
+    let (store, stack) = over_pulls(&registry, no_tokens(), Duration::from_secs(5));
+    let stack = Arc::new(stack);
+    let pull = |image: &str, name: &str| store.begin(image, login(name, "p"), None).unwrap().confirm(None);
+    for (image, name) in [("team/app:1", "c0"), ("b", "c1"), ("c", "c2"), ("d", "c3")] {
+        pull(&format!("reg.example/{image}"), name);
+    }
+    let pending = tokio::spawn({
+        let stack = Arc::clone(&stack);
+        async move { stack.request().await }
+    });
+    while registry.log().len() < 5 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    pull("reg.example/e", "c4");
+    pending.await.unwrap().unwrap();
+    assert_eq!(registry.log(), ["", "c0:p", "c3:p", "c2:p", "c1:p", "c4:p"], "none twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r36_a_request_that_used_up_its_candidates_fails_when_its_patience_is_over() {
+    let pairs: Vec<_> = (0..5).map(|n| basic(&format!("c{n}"), "p")).collect();
+    let registry = Registry::new(BASIC, &["c4:p"]);
+    let c = ScriptedKeychain::new("cri", pairs);
+    let stack = Stack::with_patience(&[&c], &registry, no_tokens(), Duration::from_secs(5));
+    let started = Instant::now();
+    assert_eq!(stack.denied().await.reason, Reason::Refused);
+    assert_eq!(started.elapsed(), Duration::from_secs(5));
+    assert_eq!(registry.log(), ["", "c0:p", "c1:p", "c2:p", "c3:p"], "the bound stays without news");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r37_a_request_that_used_up_its_candidates_takes_the_one_that_another_found() {
+    let pairs: Vec<_> = (0..5).map(|n| basic(&format!("c{n}"), "p")).collect();
+    let registry = Registry::new(BASIC, &["c4:p"]);
+    let c = ScriptedKeychain::new("cri", pairs);
+    let stack = Arc::new(Stack::with_patience(&[&c], &registry, no_tokens(), Duration::from_secs(5)));
+    let pending = tokio::spawn({
+        let stack = Arc::clone(&stack);
+        async move { stack.request().await }
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stack.request().await.unwrap();
+    pending.await.unwrap().unwrap();
+    assert_eq!(registry.log().iter().filter(|sent| *sent == "c4:p").count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r37_t71_pulling_the_same_image_again_heals_pending_and_later_requests() {
+    for again in ["new", "old"] {
+        let registry = Registry::new(BASIC, &["c:old"]);
+        let (store, stack) = over_pulls(&registry, no_tokens(), Duration::from_secs(5));
+        let stack = Arc::new(stack);
+        let pull = |password: &str| store.begin(&stack.image, login("c", password), None).unwrap();
+        pull("old").confirm(None);
+        stack.request().await.unwrap();
+        registry.accept_only("nothing");
+        let pending = tokio::spawn({
+            let stack = Arc::clone(&stack);
+            async move { stack.request().await }
+        });
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(!pending.is_finished());
+        // The same login may have got back its right: then containerd's pull with it went well.
+        registry.accept_only(&format!("c:{again}"));
+        pull(again).confirm(None);
+        pending.await.unwrap().unwrap();
+        stack.request().await.unwrap();
+        assert_eq!(registry.log().last(), Some(&format!("c:{again}")));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn r37_a_mounted_image_without_any_credential_waits_for_one_and_a_pull_does_not() {
     for (challenge, tokens) in [(BASIC, no_tokens()), (BEARER, token_server(&["c:1"], false))] {
         let c = option("cri", &[]);

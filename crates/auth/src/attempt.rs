@@ -87,6 +87,10 @@ pub struct AuthAttempt {
     any_refused: bool,
     /// Whether the host refused a new anonymous token.
     anonymous_refused: bool,
+    /// The entry of the candidate that was refused last, or could not be presented.
+    entry: Option<String>,
+    /// The token server, where that was the last to refuse.
+    token_server: Option<String>,
     /// Why a candidate could not be presented.
     flaw: Option<&'static str>,
     /// Whether what was denied last may be granted to a credential that is yet to come.
@@ -127,7 +131,7 @@ pub enum Next {
     /// Ask for the header again and send the request once more.
     Retry,
     /// It is final.
-    Final(Denied),
+    Final(Box<Denied>),
 }
 
 impl AuthAttempt {
@@ -182,7 +186,7 @@ impl AuthAttempt {
     ) -> Result<Next, AuthError> {
         let next = self.answer(refusal, http).await;
         match &next {
-            Ok(Next::Final(denied)) => self.tell(&AuthError::Denied(denied.clone())),
+            Ok(Next::Final(denied)) => self.tell(&AuthError::Denied((**denied).clone())),
             Ok(Next::Retry) => {}
             Err(error) => self.tell(error),
         }
@@ -192,20 +196,20 @@ impl AuthAttempt {
     async fn answer(&mut self, refusal: Refusal<'_>, http: &Arc<dyn TokenHttp>) -> Result<Next, AuthError> {
         let carried = self.carried.take().unwrap_or(Carried::Nothing);
         self.may_heal = false;
-        self.last_status = Some(refusal.status.as_u16());
+        (self.last_status, self.token_server) = (Some(refusal.status.as_u16()), None);
         let meaning = quirks::meaning(refusal.status, refusal.headers, refusal.body);
         if meaning == Meaning::Other {
-            return Ok(Next::Final(self.denied(Reason::NotAuthentication)));
+            return Ok(self.finally(Reason::NotAuthentication));
         }
         self.refusals += 1;
         self.refusals_in_all += 1;
         if self.refusals_in_all > MAX_REFUSALS_IN_ALL {
-            return Ok(Next::Final(self.denied(Reason::TooManyAttempts)));
+            return Ok(self.finally(Reason::TooManyAttempts));
         }
         let switched = match self.hear(&refusal) {
             Ok(switched) => switched,
             Err(reason) if matches!(carried, Carried::Nothing) => {
-                return Ok(Next::Final(self.denied(reason)));
+                return Ok(self.finally(reason));
             }
             // A refusal without challenge (ECR, or a registry token that ran out) still is one.
             Err(_) => false,
@@ -214,14 +218,14 @@ impl AuthAttempt {
         if meaning == Meaning::Forbidden && self.candidate.is_none() && !self.any_refused {
             // A host that never asked for a credential gets none, so to log in would not help.
             let reason = if self.demand.is_some() { Reason::NoCredential } else { Reason::NoChallenge };
-            return Ok(Next::Final(self.denied(reason)));
+            return Ok(self.finally(reason));
         }
         match self.prepare(http).await {
             Ok(carried) => {
                 self.carried = Some(carried);
                 Ok(Next::Retry)
             }
-            Err(AuthError::Denied(denied)) => Ok(Next::Final(denied)),
+            Err(AuthError::Denied(denied)) => Ok(Next::Final(Box::new(denied))),
             Err(error) => Err(error),
         }
     }
@@ -313,6 +317,7 @@ impl AuthAttempt {
     fn reject(&mut self) {
         let (Some(candidate), Some(option)) = (self.candidate.take(), self.option) else { return };
         self.any_refused = true;
+        self.entry = Some(candidate.id.entry.clone());
         self.rejected.add(candidate.id.fingerprint);
         let (board, repository) = (&self.auth.board, self.scope.image.repository());
         board.refuse(&self.registry, repository, candidate.id.fingerprint);
@@ -328,11 +333,17 @@ impl AuthAttempt {
             credential = %candidate.id.fingerprint, status = self.last_status, "credential refused");
     }
 
+    fn finally(&self, reason: Reason) -> Next {
+        Next::Final(Box::new(self.denied(reason)))
+    }
+
     fn denied(&self, reason: Reason) -> Denied {
         Denied {
             host: self.scope.origin.to_string(),
             repository: self.scope.image.repository().to_owned(),
             option: self.option.map(|option| option.name),
+            entry: self.option.and(self.entry.clone()),
+            token_server: self.token_server.clone(),
             status: self.last_status,
             reason,
             option_errors: self
@@ -341,6 +352,7 @@ impl AuthAttempt {
                 .map(|(option, error)| format!("{option}: {error}"))
                 .collect(),
             findings: self.findings.clone(),
+            remedy: self.auth.chain.remedy(),
         }
     }
 }

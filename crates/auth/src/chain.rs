@@ -47,6 +47,13 @@ impl KeychainChain {
         self.0.iter().map(|option| option.name()).collect()
     }
 
+    /// Returns what a person does so that there is a credential. Not by way of the first option where there are others:
+    /// what is given to that one outranks them for good.
+    pub(crate) fn remedy(&self) -> String {
+        let but_first = if self.0.len() > 1 { &self.0[1..] } else { &self.0[..] };
+        but_first.iter().map(|option| option.remedy()).collect::<Vec<_>>().join("; or ")
+    }
+
     pub(crate) fn options(&self) -> &[Arc<dyn Keychain>] {
         &self.0
     }

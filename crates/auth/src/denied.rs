@@ -18,6 +18,10 @@ pub struct Denied {
     pub repository: String,
     /// The option whose credential was refused last; nothing when no option had one.
     pub option: Option<&'static str>,
+    /// The entry of that option that it is from.
+    pub entry: Option<String>,
+    /// The token server, `https://host[:port]`, where that refused and not the registry.
+    pub token_server: Option<String>,
     /// The status of the last answer, of the registry or of its token endpoint.
     pub status: Option<u16>,
     /// What happened.
@@ -26,6 +30,8 @@ pub struct Denied {
     pub option_errors: Vec<String>,
     /// What the other options said.
     pub findings: Vec<String>,
+    /// What a person does so that an option has a credential.
+    pub remedy: String,
 }
 
 /// What stands behind a [`Denied`].
@@ -89,10 +95,17 @@ impl AuthError {
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, repository, .. } = self;
-        let option = self.option.unwrap_or("none");
+        let option = match (self.option, &self.entry) {
+            (Some(option), Some(entry)) => format!("{option} ({entry})"),
+            (option, _) => option.unwrap_or("none").to_owned(),
+        };
+        let who = match &self.token_server {
+            Some(server) => format!("{server}, the token server of {host},"),
+            None => host.clone(),
+        };
         match self.reason {
-            Reason::NoCredential => write!(f, "{host} refuses anonymous access to {repository}")?,
-            Reason::Refused => write!(f, "{host} refuses the credential from {option} for {repository}")?,
+            Reason::NoCredential => write!(f, "{who} refuses anonymous access to {repository}")?,
+            Reason::Refused => write!(f, "{who} refuses the credential from {option} for {repository}")?,
             Reason::Resting => {
                 write!(
                     f,
@@ -117,7 +130,23 @@ impl fmt::Display for Denied {
         if self.option.is_none() && !self.findings.is_empty() {
             write!(f, "; looked at {}", self.findings.join("; "))?;
         }
-        write!(f, "; {}", self.reason.advice())
+        write!(f, "; {}", self.advice())
+    }
+}
+
+impl Denied {
+    /// Returns what to do about it.
+    pub fn advice(&self) -> &str {
+        match self.reason {
+            Reason::NoCredential => &self.remedy,
+            Reason::Refused | Reason::Resting | Reason::TooManyAttempts => {
+                "renew that credential, or give it the right to this repository"
+            }
+            Reason::Incomplete(_) => "complete or remove that entry",
+            Reason::NoChallenge | Reason::NotAuthentication => {
+                "check that the host is a registry that serves this repository"
+            }
+        }
     }
 }
 
@@ -132,22 +161,6 @@ impl Reason {
             Self::NoChallenge => "no-challenge",
             Self::NotAuthentication => "not-authentication",
             Self::TooManyAttempts => "too-many-attempts",
-        }
-    }
-
-    /// Returns what to do about it.
-    pub fn advice(self) -> &'static str {
-        match self {
-            Self::NoCredential => {
-                "log in to the registry (docker login, nerdctl login) or configure a credential helper"
-            }
-            Self::Refused | Self::Resting | Self::TooManyAttempts => {
-                "renew that credential, or give it the right to this repository"
-            }
-            Self::Incomplete(_) => "complete or remove that entry",
-            Self::NoChallenge | Self::NotAuthentication => {
-                "check that the host is a registry that serves this repository"
-            }
         }
     }
 }

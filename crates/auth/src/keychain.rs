@@ -41,6 +41,11 @@ pub trait Keychain: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Returns what a person does so that this option has a credential.
+    fn remedy(&self) -> &'static str {
+        "log in to the registry (docker login, nerdctl login) or configure a credential helper"
+    }
+
     /// Takes notice of what the registry said about a candidate.
     fn verdict(&self, scope: &CredentialScope, candidate: &CandidateId, outcome: Outcome);
 

@@ -87,6 +87,7 @@ impl TokenHttp for Script {
 #[derive(Debug)]
 pub(crate) struct ScriptedKeychain {
     name: &'static str,
+    remedy: &'static str,
     pub(crate) content: Mutex<Result<Vec<Credential>, String>>,
     pub(crate) lookups: Mutex<usize>,
     pub(crate) verdicts: Mutex<Vec<(CandidateId, Outcome)>>,
@@ -95,7 +96,12 @@ pub(crate) struct ScriptedKeychain {
 impl ScriptedKeychain {
     pub(crate) fn new(name: &'static str, content: Vec<Credential>) -> Arc<Self> {
         let content = Mutex::new(Ok(content));
-        Arc::new(Self { name, content, lookups: Mutex::default(), verdicts: Mutex::default() })
+        let remedy = match name {
+            "cri" => "pull again",
+            "kubernetes-secrets" => "check the secrets",
+            _ => "log in",
+        };
+        Arc::new(Self { name, remedy, content, lookups: Mutex::default(), verdicts: Mutex::default() })
     }
 
     pub(crate) fn failing(name: &'static str, error: &str) -> Arc<Self> {
@@ -130,6 +136,10 @@ impl Keychain for ScriptedKeychain {
 
     async fn peek(&self, _scope: &CredentialScope) -> Option<Lookup> {
         self.find().ok()
+    }
+
+    fn remedy(&self) -> &'static str {
+        self.remedy
     }
 
     fn verdict(&self, _scope: &CredentialScope, candidate: &CandidateId, outcome: Outcome) {

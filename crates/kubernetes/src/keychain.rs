@@ -224,6 +224,10 @@ impl Keychain for SecretsKeychain {
         complete.then(|| self.find(scope, &Rejected::default()))
     }
 
+    fn remedy(&self) -> &'static str {
+        "check the pull secrets (kubectl get secrets -A --field-selector type=kubernetes.io/dockerconfigjson)"
+    }
+
     fn verdict(&self, scope: &CredentialScope, candidate: &CandidateId, outcome: Outcome) {
         let key = (scope.identity(), scope.image.repository().to_owned());
         // A secret whose credential is refused stays the one to ask first: it is there that the next password comes.

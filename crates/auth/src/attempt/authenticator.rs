@@ -101,6 +101,8 @@ impl Authenticator {
             rejected: Rejected::default(),
             any_refused: false,
             anonymous_refused: false,
+            entry: None,
+            token_server: None,
             flaw: None,
             may_heal: false,
             untold: None,

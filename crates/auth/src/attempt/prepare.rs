@@ -11,7 +11,7 @@ use crate::credential::{basic_header, bearer_header};
 use crate::exchange::{ExchangeError, TokenRequest};
 use crate::token_cache::{Fetch, Served, TokenKey};
 use crate::{
-    AuthError, Candidate, Credential, Denied, Fingerprint, Reason, Scheme, TokenHttp, policy, scopes,
+    AuthError, Candidate, Credential, Denied, Fingerprint, Origin, Reason, Scheme, TokenHttp, policy, scopes,
 };
 
 /// What became of one candidate.
@@ -85,19 +85,21 @@ impl AuthAttempt {
         self.option_errors = found.errors;
         self.findings = found.findings;
         if found.option != self.option {
-            self.tried = 0;
+            (self.tried, self.entry) = (0, None);
         }
         self.option = found.option;
         let Some(option) = found.option else { return Ok(false) };
-        if self.tried < option.max_candidates {
-            let mut candidates = found.candidates;
-            candidates.sort_by_cached_key(|candidate| self.was_refused(candidate.id.fingerprint));
-            if let Some(candidate) =
+        let mut candidates = found.candidates;
+        candidates.sort_by_cached_key(|candidate| self.was_refused(candidate.id.fingerprint));
+        if self.entry.is_none() {
+            self.entry = candidates.first().map(|candidate| candidate.id.entry.clone());
+        }
+        if self.tried < option.max_candidates
+            && let Some(candidate) =
                 candidates.into_iter().find(|candidate| self.admit(candidate) == Admission::Go)
-            {
-                self.use_candidate(candidate);
-                return Ok(true);
-            }
+        {
+            self.use_candidate(candidate);
+            return Ok(true);
         }
         if let (Some(flaw), false) = (self.flaw, self.any_refused) {
             return Err(self.denied(Reason::Incomplete(flaw)).into());
@@ -150,7 +152,7 @@ impl AuthAttempt {
                 match self.token(&demand, Some(credential.clone()), http).await? {
                     Ok(carried) => Ok(Presented::As(carried)),
                     Err(status) => {
-                        self.last_status = Some(status);
+                        self.refused_by_token_server(&demand, status);
                         self.reject();
                         Ok(Presented::Unusable)
                     }
@@ -159,10 +161,16 @@ impl AuthAttempt {
         }
     }
 
+    fn refused_by_token_server(&mut self, demand: &BearerDemand, status: u16) {
+        self.last_status = Some(status);
+        self.token_server = Origin::of_url(&demand.realm).map(|server| server.to_string());
+    }
+
     /// Leaves out a candidate that cannot be presented.
     fn skip(&mut self, flaw: &'static str) -> Presented {
         if let Some(candidate) = self.candidate.take() {
             self.rejected.add(candidate.id.fingerprint);
+            self.entry = Some(candidate.id.entry);
         }
         self.flaw = Some(flaw);
         Presented::Unusable
@@ -176,7 +184,7 @@ impl AuthAttempt {
                 match self.token(&demand, None, http).await? {
                     Ok(carried) => Ok(carried),
                     Err(status) => {
-                        self.last_status = Some(status);
+                        self.refused_by_token_server(&demand, status);
                         self.anonymous_refused = true;
                         Err(self.denied(Reason::NoCredential).into())
                     }

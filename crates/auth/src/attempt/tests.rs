@@ -152,7 +152,7 @@ impl Stack {
             match attempt.refused(Refusal { status, headers: &headers, body: body.as_bytes() }, &http).await?
             {
                 Next::Retry => {}
-                Next::Final(denied) => return Err(denied.into()),
+                Next::Final(denied) => return Err((*denied).into()),
             }
         }
     }

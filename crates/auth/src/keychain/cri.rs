@@ -189,6 +189,10 @@ impl Keychain for CriStore {
         self.lookup(scope, &Rejected::default()).await.ok()
     }
 
+    fn remedy(&self) -> &'static str {
+        "pull an image of this registry again, so that the kubelet passes a login"
+    }
+
     fn verdict(&self, _scope: &CredentialScope, _candidate: &CandidateId, _outcome: Outcome) {
         // What confirms an entry is containerd's pull: a refusal here may be of one repository only, and an expired
         // entry stays behind newer ones by its age.

@@ -108,8 +108,9 @@ impl soci_auth::Meters for Metrics {
             tracing::debug!(host, repository, option, status, reason, "a mirror gives no access");
         } else if self.0.auth.may_tell((host.clone(), repository.clone(), option, reason)) {
             let error = soci_oci::with_causes(error);
+            let explain = format!("soci auth explain --daemon {}", scope.image);
             tracing::warn!(
-                image = %scope.image, host, repository, option, status, reason, advice, error,
+                image = %scope.image, host, repository, option, status, reason, advice, explain, error,
                 "a registry gives no access"
             );
         }
@@ -126,17 +127,17 @@ impl soci_auth::Meters for Metrics {
 }
 
 /// A failure in words of fixed lists.
-struct Failure {
+struct Failure<'a> {
     reason: &'static str,
     status: Option<u16>,
-    advice: &'static str,
+    advice: &'a str,
 }
 
-impl Failure {
-    fn of(error: &AuthError) -> Self {
+impl<'a> Failure<'a> {
+    fn of(error: &'a AuthError) -> Self {
         match error {
             AuthError::Denied(denied) => {
-                Self { reason: denied.reason.code(), status: denied.status, advice: denied.reason.advice() }
+                Self { reason: denied.reason.code(), status: denied.status, advice: denied.advice() }
             }
             AuthError::Policy(_) => Self {
                 reason: "policy",
@@ -277,6 +278,16 @@ mod tests {
         ] {
             assert!(shown.contains(line), "{line} in\n{shown}");
         }
+    }
+
+    #[test]
+    fn a_failure_is_told_with_the_command_that_explains_it() {
+        let (log, _guard) = soci_testkit::log::capture();
+        let image: soci_oci::ImageRef = "reg.example/a:1".parse().unwrap();
+        let scope = CredentialScope::new(Origin::of_registry(Scheme::Https, image.registry()), image);
+        let error = AuthError::Deadline { host: "https://reg.example".into(), repository: "a".into() };
+        Metrics::default().denied(&scope, None, &error);
+        assert_eq!(log.warnings("soci auth explain --daemon reg.example/a:1"), 1, "{}", log.text());
     }
 
     #[test]

@@ -49,10 +49,25 @@ async fn t04_a_private_image_without_any_credential_is_denied_naming_what_was_lo
             "docker-config: 0 entries",
             "kubernetes-secrets: 0 entries",
             "401",
-            "docker login",
         ] {
             assert!(text.contains(part), "{text}");
         }
+        // A login in Docker config would outrank what pulls bring, for good.
+        assert!(text.ends_with("; pull again; or check the secrets"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_advice_is_about_the_options_that_are_on() {
+    let [d, c, k] = daemon(&[], &[], &[]);
+    for (options, advice) in [
+        (vec![&d], "log in"),
+        (vec![&d, &c], "pull again"),
+        (vec![&d, &k], "check the secrets"),
+        (vec![&d, &c, &k], "pull again; or check the secrets"),
+    ] {
+        let denied = Stack::new(&options, &Registry::new(BASIC, &[]), no_tokens()).denied().await;
+        assert_eq!((denied.reason, denied.advice()), (Reason::NoCredential, advice));
     }
 }
 

@@ -12,6 +12,10 @@ async fn t05_a_wrong_password_never_leads_to_the_next_option() {
         (denied.option, denied.status, denied.reason),
         (Some("docker-config"), Some(401), Reason::Refused)
     );
+    let text = denied.to_string();
+    let who =
+        "https://reg.example refuses the credential from docker-config (entry 0) for team/app (status 401)";
+    assert!(text.starts_with(who), "{text}");
     assert_eq!(registry.log(), ["", "d:wrong"]);
     assert_eq!((*options[1].lookups.lock(), *options[2].lookups.lock()), (0, 0));
 }
@@ -23,6 +27,11 @@ async fn t05_nor_does_a_refusal_by_the_token_endpoint() {
     let stack = Stack::new(&options.each_ref(), &registry, token_server(&["c:right"], true));
     assert_eq!(stack.denied().await.option, Some("docker-config"));
     assert_eq!(registry.log(), [""], "not anonymous either");
+    stack.auth.board().bump("reg.example");
+    let text = stack.denied().await.to_string();
+    let who = "https://auth.example, the token server of https://reg.example, refuses the credential from docker-config \
+               (entry 0) for team/app (status 401)";
+    assert!(text.starts_with(who), "{text}");
 }
 
 #[tokio::test]
@@ -43,7 +52,7 @@ async fn t08_an_empty_password_stops_the_chain_and_is_named() {
         assert_eq!(denied.reason, Reason::Incomplete("the password is empty"));
         let text = denied.to_string();
         assert!(
-            text.starts_with("incomplete credential from docker-config for https://reg.example"),
+            text.starts_with("incomplete credential from docker-config (entry 0) for https://reg.example"),
             "{text}"
         );
         assert_eq!(registry.log(), [""]);
@@ -203,7 +212,8 @@ async fn a_refused_credential_rests_so_that_many_requests_do_not_lock_an_account
         stack.denied().await;
     }
     assert_eq!(registry.log().iter().filter(|header| *header == "u:wrong").count(), 1);
-    assert_eq!(stack.denied().await.reason, Reason::Resting);
+    let resting = stack.denied().await;
+    assert_eq!((resting.reason, resting.entry.as_deref()), (Reason::Resting, Some("entry 0")));
     tokio::time::advance(Duration::from_secs(2)).await;
     stack.denied().await;
     assert_eq!(registry.log().iter().filter(|header| *header == "u:wrong").count(), 2);

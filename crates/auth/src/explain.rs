@@ -80,7 +80,7 @@ pub enum Standing {
     Empty,
     /// It could not tell.
     Failed,
-    /// The configuration has it off.
+    /// The configuration has it off, or the command line does not give it.
     Off,
 }
 
@@ -133,7 +133,7 @@ pub struct Check {
 }
 
 impl HostReport {
-    /// Puts an option that the configuration has off into its `place` in the order.
+    /// Puts an option that is off into its `place` in the order.
     pub fn insert_off(&mut self, place: usize, name: &str, why: &str) {
         let option = OptionReport {
             name: name.to_owned(),
@@ -143,6 +143,14 @@ impl HostReport {
             candidates: Vec::new(),
         };
         self.options.insert(place.min(self.options.len()), option);
+    }
+
+    /// Adds what an option has that is not asked, for this reason, because another one is given.
+    pub fn push_unasked(&mut self, mut option: OptionReport, why: &str) {
+        if option.standing == Standing::Used {
+            (option.standing, option.why) = (Standing::Outranked, why.to_owned());
+        }
+        self.options.push(option);
     }
 
     /// Returns the option whose credential would be used.
@@ -275,6 +283,13 @@ mod tests {
         assert_eq!(report.options[3].findings, ["0 entries"]);
         report.insert_off(1, "off", "not enabled");
         assert_eq!((report.options[1].standing, report.options.len()), (Standing::Off, 5));
+        for at in [0, 2] {
+            report.push_unasked(report.options[at].clone(), "--user is given");
+        }
+        let added: Vec<_> =
+            report.options[5..].iter().map(|option| (option.standing, option.why.as_str())).collect();
+        assert_eq!(added[0], (Standing::Failed, "config.json: not JSON at line 1, column 1"));
+        assert_eq!(added[1], (Standing::Outranked, "--user is given"));
         let json = serde_json::to_string(&report).unwrap();
         assert!(!json.contains("hunter") && json.contains("\"standing\":\"outranked\""), "{json}");
         assert_eq!(serde_json::from_str::<HostReport>(&json).unwrap(), report);

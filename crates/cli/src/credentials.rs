@@ -30,18 +30,22 @@ pub(crate) async fn authenticator(
     flags: &RegistryFlags,
     registry: &RegistryName,
 ) -> anyhow::Result<Arc<Authenticator>> {
+    let Some(user) = &flags.user else { return Ok(docker_config()) };
+    let keychain = ExplicitKeychain::new(explicit(user.as_bytes(), flags).await?, registry);
+    Ok(over(Arc::new(keychain), Arc::new(AuthBoard::new())))
+}
+
+/// Returns what authenticates requests by the Docker config of who runs the command.
+pub(crate) fn docker_config() -> Arc<Authenticator> {
     let board = Arc::new(AuthBoard::new());
-    let keychain: Arc<dyn Keychain> = match &flags.user {
-        Some(user) => Arc::new(ExplicitKeychain::new(explicit(user.as_bytes(), flags).await?, registry)),
-        None => {
-            let environment = environment();
-            let settings = docker_config::Settings::default();
-            Arc::new(DockerConfigKeychain::new(environment, Arc::clone(&board), settings))
-        }
-    };
+    let settings = docker_config::Settings::default();
+    over(Arc::new(DockerConfigKeychain::new(environment(), Arc::clone(&board), settings)), board)
+}
+
+fn over(option: Arc<dyn Keychain>, board: Arc<AuthBoard>) -> Arc<Authenticator> {
     // A command says at once that it was refused: nobody will bring another credential while it waits.
     let settings = Settings { patience: Duration::ZERO, ..Settings::default() };
-    Ok(Authenticator::new(KeychainChain::new(vec![keychain]), board, settings))
+    Authenticator::new(KeychainChain::new(vec![option]), board, settings)
 }
 
 fn environment() -> Environment {

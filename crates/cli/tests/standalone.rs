@@ -525,6 +525,45 @@ fn an_absent_containerd_is_named() {
 }
 
 #[test]
+fn both_options_of_the_command_line_are_explained_whichever_is_used() {
+    let home = tempfile::tempdir().unwrap();
+    let docker = home.path().join(".docker");
+    std::fs::create_dir(&docker).unwrap();
+    let config = r#"{"auths":{"reg.example":{"username":"d","password":"hunter2"}}}"#;
+    std::fs::write(docker.join("config.json"), config).unwrap();
+    let explain = |more: &[&str]| {
+        let words = [&["auth", "explain"], more, &["reg.example/a:1"]].concat();
+        let output = soci(&words).env("HOME", home.path()).env_remove("DOCKER_CONFIG").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!text.contains("hunter"), "{text}");
+        text
+    };
+    let standings = |more: &[&str]| {
+        let report: Value = serde_json::from_str(&explain(&[more, &["--json"]].concat())).unwrap();
+        let host = &report["hosts"][0];
+        let options = host["options"].as_array().unwrap().iter();
+        let options =
+            options.map(|option| format!("{} {}", option["name"], option["standing"]).replace('"', ""));
+        (host["uses"].as_str().unwrap().to_owned(), options.collect::<Vec<_>>())
+    };
+    assert_eq!(
+        standings(&[]),
+        ("docker-config".into(), vec!["--user off".into(), "docker-config used".into()])
+    );
+    let given = ["--user", "u:hunter3"];
+    let expected = ("--user".into(), vec!["--user used".into(), "docker-config outranked".into()]);
+    assert_eq!(standings(&given), expected);
+    assert!(explain(&[]).contains("1. --user               off: it is not given\n"));
+    let text = explain(&given);
+    for line in ["2. docker-config        not used: --user is given", "user d,", "=> --user\n"] {
+        assert!(text.contains(line), "{line} in\n{text}");
+    }
+    std::fs::remove_dir_all(docker).unwrap();
+    assert_eq!(standings(&given).1, ["--user used", "docker-config empty"]);
+}
+
+#[test]
 fn t122_a_useless_user_is_a_usage_error_before_anything_is_asked() {
     for user in [":p", "", "name"] {
         let message = failure(&["push", "--user", user, "reg.example/app:1"]);

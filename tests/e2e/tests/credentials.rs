@@ -59,16 +59,22 @@ fn explain_says_what_is_used_and_what_the_registry_answers() -> Result<()> {
     let own: Value = serde_json::from_str(&own)?;
     let host = &own["hosts"][0];
     assert_eq!((&host["uses"], &own["check"]["served"]), (&json!("docker-config"), &json!(true)), "{own:#}");
-    assert_eq!(host["options"][0]["candidates"][0]["accepted"]["status"], 200);
+    assert_eq!(host["options"][0]["standing"], "off", "no --user is given");
+    assert_eq!(host["options"][1]["candidates"][0]["accepted"]["status"], 200);
 
     let refused = ["auth", "explain", "--check", "--user", &format!("{USER}:wr0ng-Pw-Kx"), image];
     let refused = stage.soci_command("default", &refused).output()?;
     let (said, errors) = (String::from_utf8_lossy(&refused.stdout), String::from_utf8_lossy(&refused.stderr));
     assert!(!refused.status.success(), "an image that is not served is a failure");
-    for part in ["1. --user", "refused with status 401", "check: not served", "rests for"] {
+    for part in [
+        "1. --user",
+        "refused with status 401",
+        "check: not served",
+        "rests for",
+        "2. docker-config        not used: --user is given",
+    ] {
         assert!(said.contains(part), "{part} in\n{said}");
     }
-    assert!(!said.contains("docker-config"), "what is given on the command line is the only option:\n{said}");
     assert!(!said.contains("wr0ng") && !errors.contains("wr0ng"));
 
     // The daemon has a login of its own, and keeps what the registry said of it.

@@ -38,15 +38,27 @@ pub(crate) async fn run(app: &App, command: Auth) -> anyhow::Result<()> {
     }
 }
 
-/// What this command would use itself: `--user`, else the Docker config of who runs it.
+/// What this command would use itself: `--user`, else the Docker config of who runs it. Both are shown, although only one of
+/// them is asked by a command.
 async fn own(app: &App, args: &AuthExplain, image: &ImageRef) -> anyhow::Result<Report> {
-    let auth = credentials::authenticator(&args.registry, image.registry()).await?;
-    let repository = Registry::new(args.registry.settings(), auth, Arc::new(NoMeters))?.repository(image);
+    let open = |auth| Registry::new(args.registry.settings(), auth, Arc::new(NoMeters));
+    let repository =
+        open(credentials::authenticator(&args.registry, image.registry()).await?)?.repository(image);
     let check = match args.check {
         true => Some(repository.probe(&app.context()).await),
         false => None,
     };
-    Ok(Report { image: image.to_string(), hosts: repository.explain().await?, check })
+    let mut hosts = repository.explain().await?;
+    if args.registry.user.is_some() {
+        let others = open(credentials::docker_config())?.repository(image).explain().await?;
+        for (host, other) in hosts.iter_mut().zip(others) {
+            let why = "--user is given, so that it is not asked, even when --user is refused";
+            other.options.into_iter().for_each(|option| host.push_unasked(option, why));
+        }
+    } else {
+        hosts.iter_mut().for_each(|host| host.insert_off(0, "--user", "it is not given"));
+    }
+    Ok(Report { image: image.to_string(), hosts, check })
 }
 
 /// Returns a report for people.

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+
 /// Variables of the environment that such a program does not inherit: what the service manager tells the daemon, with which
 /// a child could speak for it, and credentials for other registries.
 pub const NOT_INHERITED: [&str; 7] = [
@@ -18,6 +20,16 @@ pub const NOT_INHERITED: [&str; 7] = [
 /// short. A node needs this process, not a program that grows.
 pub fn unprotect(process: u32) {
     unprotect_by(Path::new(&format!("/proc/{process}/oom_score_adj")));
+}
+
+/// Waits until a child of this process has ended, and leaves it to be reaped: as long as it is not, nobody else gets its
+/// number, nor that of the group that it leads.
+pub async fn ended(child: Pid) {
+    // The thread is given back when the child ends, by itself or because it is killed.
+    let wait = move || waitid(WaitId::Pid(child), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(wait).await {
+        tracing::debug!(%error, "a program for credentials cannot be waited for");
+    }
 }
 
 fn unprotect_by(score: &Path) {

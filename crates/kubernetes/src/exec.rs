@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kube::config::{Cluster, ExecAuthCluster, ExecConfig, ExecInteractiveMode, KubeconfigError};
 use serde::{Deserialize, Serialize};
-use soci_auth::children::{NOT_INHERITED, unprotect};
+use soci_auth::children::{NOT_INHERITED, ended, unprotect};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::io::AsyncReadExt;
@@ -176,7 +176,7 @@ pub(crate) async fn run(
         unprotect(process);
     }
     let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
-    let _killed_at_the_end = KillGroup(group);
+    let mut killed_at_the_end = Some(KillGroup(group));
     let mut output = Zeroizing::new(Vec::with_capacity(8192));
     let finished = tokio::time::timeout(limit, async {
         if let Some(stdout) = child.stdout.take() {
@@ -185,6 +185,11 @@ pub(crate) async fn run(
         }
         if output.len() as u64 > MAX_OUTPUT {
             return Ok(None);
+        }
+        if let Some(group) = group {
+            // Once it is reaped its number may be that of another group.
+            ended(group).await;
+            killed_at_the_end.take();
         }
         child.wait().await.map(Some)
     });

@@ -10,6 +10,7 @@
 //! Source: docker/docker-credential-helpers, `client` and `credentials` packages.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -27,7 +28,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
-use crate::children::{NOT_INHERITED, unprotect};
+use crate::children::{NOT_INHERITED, ended, unprotect};
 use crate::flight::Flights;
 use crate::json;
 use crate::{Credential, Fingerprint, Meters, Rejected, Secret};
@@ -359,7 +360,8 @@ impl Group {
         Self { child, leader }
     }
 
-    /// Writes the server, reads all output, waits for the end.
+    /// Writes the server, reads all output, waits for the end. What the helper left running in its group is killed then; what
+    /// made a session of its own, as an agent does that others use too, is not in the group.
     async fn talk(
         &mut self,
         server: &str,
@@ -386,9 +388,21 @@ impl Group {
                 let mut stderr = stderr;
                 while matches!(stderr.read(&mut kept).await, Ok(1..)) {}
             }
+            std::future::pending::<Infallible>().await
         };
-        let ((), stdout, ()) = tokio::join!(write, read, drain);
-        let stdout = stdout?;
+        let talk = async {
+            let ((), stdout) = tokio::join!(write, read);
+            if let (Some(leader), Ok(_)) = (self.leader, &stdout) {
+                ended(leader).await;
+                self.kill();
+            }
+            stdout
+        };
+        // Whoever keeps stderr open after that is not waited for.
+        let stdout = tokio::select! {
+            stdout = talk => stdout?,
+            never = drain => match never {},
+        };
         let status = self.child.wait().await.map_err(|error| Trouble::Io(error.kind().to_string()))?;
         self.leader = None;
         Ok((status, stdout))

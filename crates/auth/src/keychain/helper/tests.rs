@@ -115,21 +115,48 @@ async fn t57_a_helper_that_hangs_is_killed_with_its_children() {
         deadline *= 2;
     }
     for name in ["leader", "child"] {
-        let pid: i32 = bench.read(name).trim().parse().unwrap();
-        let pid = Pid::from_raw(pid).unwrap();
-        // Killed children are reaped by whoever inherits them: wait until they are gone or zombies.
-        let ended = async {
-            loop {
-                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-                let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
-                if !matches!(state, Some('R' | 'S' | 'D')) {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        timeout(PATIENT, ended).await.unwrap();
+        until_ended(&bench, name).await;
     }
+}
+
+fn process(bench: &Bench, name: &str) -> Pid {
+    Pid::from_raw(bench.read(name).trim().parse().unwrap()).unwrap()
+}
+
+fn runs(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    matches!(state, Some('R' | 'S' | 'D'))
+}
+
+/// Killed children are reaped by whoever inherits them: waits until one is gone or a zombie.
+async fn until_ended(bench: &Bench, name: &str) {
+    let pid = process(bench, name);
+    let ended = async {
+        while runs(pid) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENT, ended).await.unwrap_or_else(|_| panic!("{name} still runs"));
+}
+
+#[tokio::test]
+async fn what_a_helper_leaves_running_is_killed_with_its_end_but_not_a_session_of_its_own() {
+    let bench = Bench::new();
+    let answer = r#"echo '{"Username":"u","Secret":"p"}'"#;
+    // Each says who it is before the helper answers; the second keeps stderr, as a careless script does.
+    let quiet = "sleep 600 >/dev/null 2>&1 & echo $! > quiet";
+    let loud = "sleep 600 >/dev/null & echo $! > loud";
+    let agent = "setsid sh -c 'echo $$ > agent; exec sleep 600' >/dev/null 2>&1 &
+                 while ! [ -s agent ]; do :; done";
+    bench.helper("left", &[quiet, loud, agent, answer].join("\n"));
+    assert_eq!(ask(&bench.helpers(PATIENT), "left").await, found(Credential::basic("u", "p")));
+    until_ended(&bench, "quiet").await;
+    until_ended(&bench, "loud").await;
+    let agent = process(&bench, "agent");
+    let stays = runs(agent);
+    rustix::process::kill_process(agent, Signal::KILL).unwrap();
+    assert!(stays, "a session of its own is left alone");
 }
 
 #[tokio::test]

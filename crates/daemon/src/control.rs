@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::keychains::{self, Off};
 use crate::peers;
-use crate::serve::{Address, DEFAULT_ADDRESS, ListenError, bind};
+use crate::serve::{ListenError, bind};
 
 /// The socket's name.
 pub const NAME: &str = "control.sock";
@@ -63,13 +63,9 @@ struct Failure {
     status: StatusCode,
 }
 
-/// Returns where the control socket of a daemon at `address` is.
-pub fn beside(address: &Address) -> PathBuf {
-    let main = match address {
-        Address::Path(path) => path.clone(),
-        Address::Inherited => PathBuf::from(DEFAULT_ADDRESS),
-    };
-    main.with_file_name(NAME)
+/// Returns where the control socket of a daemon is that is reached at `socket`.
+pub fn beside(socket: &Path) -> PathBuf {
+    socket.with_file_name(NAME)
 }
 
 /// Answers at `path` until `stop`. Returns when it listens.

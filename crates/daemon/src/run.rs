@@ -108,7 +108,7 @@ async fn until_signal(options: Options, endpoints: &Endpoints) -> anyhow::Result
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let (listen, metrics) = (options.config.metrics.clone(), options.metrics.clone());
-    let (control, inspected) = (control::beside(&options.address), options.config.debug.clone());
+    let inspected = options.config.debug.clone();
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let start = async {
@@ -120,6 +120,7 @@ async fn until_signal(options: Options, endpoints: &Endpoints) -> anyhow::Result
         .await?;
         if let Some(Wired { live, knowledge, gauges, .. }) = wired {
             // The daemon serves without it; only questions about it stay unanswered.
+            let control = control::beside(daemon.socket());
             if let Err(error) = control::serve(&control, knowledge, stop.clone()) {
                 let error = soci_oci::with_causes(&error);
                 tracing::warn!(error, "no control socket: soci auth explain --daemon will not work");

@@ -132,7 +132,11 @@ async fn a_process_without_root_is_told_to_become_root() {
 }
 
 #[test]
-fn the_socket_is_beside_the_daemons_own() {
-    assert_eq!(beside(&Address::Path("/x/s.sock".into())), Path::new("/x/control.sock"));
-    assert_eq!(beside(&Address::Inherited), Path::new("/run/soci-snapshotter-grpc/control.sock"));
+fn the_socket_is_beside_the_one_that_the_daemon_is_reached_at() {
+    assert_eq!(beside(Path::new("/x/s.sock")), Path::new("/x/control.sock"));
+    // As the service manager hands it over, wherever it has put it.
+    let directory = tempfile::tempdir().unwrap();
+    let handed_over = std::os::unix::net::UnixListener::bind(directory.path().join("s.sock")).unwrap();
+    let socket = crate::serve::path_of(&crate::serve::Address::Inherited, &handed_over);
+    assert_eq!(beside(&socket), directory.path().join(NAME));
 }

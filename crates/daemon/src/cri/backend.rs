@@ -22,8 +22,12 @@ pub(super) type RelayBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Sen
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// Waits between attempts to connect.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
-/// Window per stream and per connection: a list of images may be 16 MiB.
-const WINDOW: u32 = 16 << 20;
+/// What one call may have on its way whose caller does not read.
+const STREAM_WINDOW: u32 = 2 << 20;
+/// All that HTTP/2 allows, so that it takes a thousand calls whose callers do not read until another one waits for them.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// What is left of a caller's deadline for the call itself after waiting for the backend, where it is that long.
+const RESERVE: Duration = Duration::from_secs(1);
 
 /// containerd's image service.
 #[derive(Debug)]
@@ -45,8 +49,7 @@ impl Backend {
 
     /// Returns a connection that was usable a moment ago, or `None` when there was none within `limit`.
     pub(super) async fn ready(&self, limit: Option<Duration>) -> Option<SendRequest<RelayBody>> {
-        let limit =
-            limit.map_or(MAX_WAIT, |limit| limit.saturating_sub(Duration::from_secs(1)).min(MAX_WAIT));
+        let limit = limit.map_or(MAX_WAIT, |limit| (limit - RESERVE.min(limit / 2)).min(MAX_WAIT));
         let deadline = Instant::now() + limit;
         tokio::time::timeout_at(deadline, self.connect_until_it_works()).await.ok()
     }
@@ -78,8 +81,8 @@ impl Backend {
         *slot = None;
         let stream = UnixStream::connect(&self.path).await?;
         let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(1 << 20)
             .max_header_list_size(2 << 20)
             .handshake(TokioIo::new(stream))

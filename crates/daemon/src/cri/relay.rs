@@ -15,7 +15,7 @@ use soci_auth::keychain::cri::{CriStore, PullTicket};
 use soci_oci::with_causes;
 
 use super::backend::{Backend, RelayBody};
-use super::tap;
+use super::tap::{self, Unread};
 use crate::metrics::Metrics;
 use crate::metrics::auth::Call;
 
@@ -82,16 +82,16 @@ impl Relay {
         let method = parts.uri.path().rsplit('/').next().unwrap_or_default();
         let (body, expect): (RelayBody, Expect) = match method {
             "PullImage" => {
-                let bytes = collect(body).await?;
-                let ticket = tap::pull(&bytes).and_then(|pull| {
+                let bytes = collect(method, body).await?;
+                let ticket = read(method, tap::pull(&bytes)).and_then(|pull| {
                     let namespace = Some(pull.namespace).filter(|namespace| !namespace.is_empty());
                     self.store.begin(&pull.image, pull.auth, namespace)
                 });
                 (whole(bytes), Expect::Pulled(ticket))
             }
             "RemoveImage" => {
-                let bytes = collect(body).await?;
-                let image = tap::removed(&bytes);
+                let bytes = collect(method, body).await?;
+                let image = read(method, tap::removed(&bytes));
                 (whole(bytes), Expect::Removed(image))
             }
             _ => (body.map_err(Into::into).boxed_unsync(), Expect::Nothing),
@@ -178,7 +178,26 @@ fn whole(bytes: Bytes) -> RelayBody {
     Full::new(bytes).map_err(|never: Infallible| match never {}).boxed_unsync()
 }
 
-async fn collect<B>(body: B) -> Result<Bytes, Status>
+/// Returns what a request says that is forwarded all the same, and tells what is lost when it cannot be read.
+fn read<T>(method: &str, request: Result<T, Unread>) -> Option<T> {
+    let lost = "nothing is learnt from an image call";
+    match request {
+        Ok(said) => return Some(said),
+        Err(Unread::Compressed) => {
+            tracing::warn!(
+                method,
+                advice = "have its caller send it uncompressed, as the kubelet does",
+                "{lost}"
+            );
+        }
+        Err(Unread::Malformed) => {
+            tracing::debug!(method, "{lost}: its request is cut off, or not one of this method");
+        }
+    }
+    None
+}
+
+async fn collect<B>(method: &str, body: B) -> Result<Bytes, Status>
 where
     B: Body<Data = Bytes> + Send,
     B::Error: Into<BoxError>,
@@ -192,7 +211,17 @@ where
                 "request is larger than {MAX_MESSAGE} bytes, which no kubelet sends; look at who calls this socket"
             ),
         )),
-        Err(_) => Err(Status::new(1, "request was cancelled".into())),
+        Err(error) => {
+            let error = with_causes(&*error);
+            tracing::debug!(method, error, "an image call ended before its request was whole");
+            Err(Status::new(
+                1,
+                format!(
+                    "the request ended before it was whole: {error}; send it again, and look whether the caller's deadline is \
+                     too short"
+                ),
+            ))
+        }
     }
 }
 

@@ -71,19 +71,35 @@ pub(super) struct Pull {
     pub(super) auth: Option<soci_auth::keychain::cri::AuthConfig>,
 }
 
-/// Returns the payload of the only gRPC message in `body`; `None` when it is compressed, cut, or not alone.
-fn message(body: &Bytes) -> Option<Bytes> {
-    let mut rest = body.clone();
-    if rest.remaining() < 5 || rest.get_u8() != 0 {
-        return None;
-    }
-    let len = rest.get_u32() as usize;
-    (rest.len() == len).then_some(rest)
+/// Why a message cannot be read. It is forwarded all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// It is compressed, which no caller of CRI does.
+    Compressed,
+    /// It is cut, not alone, or no message of this kind.
+    Malformed,
 }
 
-/// Reads a `PullImage` request; `None` when it is not one that can be read: it is forwarded all the same.
-pub(super) fn pull(body: &Bytes) -> Option<Pull> {
-    let request = PullImageRequest::decode(message(body)?).ok()?;
+/// Returns the payload of the only gRPC message in `body`.
+fn message(body: &Bytes) -> Result<Bytes, Unread> {
+    let mut rest = body.clone();
+    if rest.remaining() < 5 {
+        return Err(Unread::Malformed);
+    }
+    if rest.get_u8() != 0 {
+        return Err(Unread::Compressed);
+    }
+    let len = rest.get_u32() as usize;
+    if rest.len() == len { Ok(rest) } else { Err(Unread::Malformed) }
+}
+
+fn decode<M: Message + Default>(body: &Bytes) -> Result<M, Unread> {
+    M::decode(message(body)?).map_err(|_| Unread::Malformed)
+}
+
+/// Reads a `PullImage` request.
+pub(super) fn pull(body: &Bytes) -> Result<Pull, Unread> {
+    let request: PullImageRequest = decode(body)?;
     let auth = request.auth.map(|auth| {
         soci_auth::keychain::cri::AuthConfig::new(
             auth.username,
@@ -94,8 +110,8 @@ pub(super) fn pull(body: &Bytes) -> Option<Pull> {
             auth.registry_token,
         )
     });
-    Some(Pull {
-        image: request.image?.image,
+    Ok(Pull {
+        image: request.image.ok_or(Unread::Malformed)?.image,
         namespace: request
             .sandbox
             .and_then(|sandbox| sandbox.metadata)
@@ -107,13 +123,14 @@ pub(super) fn pull(body: &Bytes) -> Option<Pull> {
 
 /// Reads the image id that a successful `PullImage` answers.
 pub(super) fn pulled(body: &Bytes) -> Option<String> {
-    let response = PullImageResponse::decode(message(body)?).ok()?;
+    let response: PullImageResponse = decode(body).ok()?;
     (!response.image_ref.is_empty()).then_some(response.image_ref)
 }
 
 /// Reads the image, by reference or id, that a `RemoveImage` request names.
-pub(super) fn removed(body: &Bytes) -> Option<String> {
-    RemoveImageRequest::decode(message(body)?).ok()?.image.map(|image| image.image)
+pub(super) fn removed(body: &Bytes) -> Result<String, Unread> {
+    let request: RemoveImageRequest = decode(body)?;
+    request.image.map(|image| image.image).ok_or(Unread::Malformed)
 }
 
 #[cfg(test)]
@@ -143,15 +160,16 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_none() {
+    fn what_cannot_be_read_is_told_from_what_can() {
         let good = framed(&RemoveImageRequest { image: Some(ImageSpec { image: "sha256:x".into() }) });
-        assert_eq!(removed(&good).as_deref(), Some("sha256:x"));
+        assert_eq!(removed(&good).as_deref(), Ok("sha256:x"));
         for cut in 0..good.len() {
-            assert_eq!(removed(&good.slice(..cut)), None);
+            assert_eq!(removed(&good.slice(..cut)), Err(Unread::Malformed));
         }
         let mut compressed = BytesMut::from(&good[..]);
         compressed[0] = 1;
-        assert_eq!(removed(&compressed.freeze()), None);
-        assert!(pull(&Bytes::from_static(&[0, 0, 0, 0, 2, 0xff, 0xff])).is_none());
+        assert_eq!(removed(&compressed.freeze()), Err(Unread::Compressed));
+        let garbage = Bytes::from_static(&[0, 0, 0, 0, 2, 0xff, 0xff]);
+        assert_eq!(pull(&garbage).err(), Some(Unread::Malformed));
     }
 }

@@ -240,6 +240,77 @@ async fn t79_a_list_of_fifteen_mebibytes_is_delivered() {
 }
 
 #[tokio::test]
+async fn a_caller_that_does_not_read_holds_up_nobody_else() {
+    let rig = rig();
+    let _backend = FakeBackend::start(&rig.path, |_| async { ok(&vec![7; 15 << 20]) });
+    let mut stuck = Vec::new();
+    for _ in 0..8 {
+        stuck.push(rig.relay.clone().call(request("ListImages", frame(b""))).await);
+    }
+    for _ in 0..4 {
+        let list = call(&rig.relay, request("ListImages", frame(b"")));
+        let (_, body, _) = tokio::time::timeout(Duration::from_secs(30), list).await.expect("a list");
+        assert_eq!(body.len(), (15 << 20) + 5);
+    }
+    // They have lost nothing by it.
+    for held in stuck {
+        assert_eq!(held.into_body().collect().await.unwrap().to_bytes().len(), (15 << 20) + 5);
+    }
+}
+
+#[tokio::test]
+async fn metadata_of_a_call_and_of_its_answer_pass_unchanged() {
+    let rig = rig();
+    let (seen, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+    let metadata =
+        [("x-multi", "1"), ("x-multi", "2"), ("x-raw-bin", "AAEC/w"), ("x-raw-bin", "/w"), ("x-free", "a b")];
+    let metadata =
+        metadata.map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)));
+    let own = |headers: &HeaderMap| -> Vec<_> {
+        let own = headers.iter().filter(|(name, _)| name.as_str().starts_with("x-"));
+        own.map(|(name, value)| (name.clone(), value.clone())).collect()
+    };
+    let answered = metadata.clone();
+    let _backend = FakeBackend::start(&rig.path, move |request| {
+        seen.send(request.headers().clone()).unwrap();
+        let mut response = ok(b"");
+        response.headers_mut().extend(answered.clone());
+        async { response }
+    });
+    for (method, body) in [("ImageStatus", frame(b"")), ("PullImage", pull("reg.example/a", "u", "p"))] {
+        let mut call_of = request(method, body);
+        call_of.headers_mut().extend(metadata.clone());
+        let (headers, ..) = call(&rig.relay, call_of).await;
+        assert_eq!(own(&arrived.recv().await.unwrap()), metadata, "{method}");
+        assert_eq!(own(&headers), metadata, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn a_pull_that_is_cut_off_or_compressed_is_told_and_says_what_to_do() {
+    let (log, _guard) = soci_testkit::log::capture();
+    let rig = rig();
+    let _backend = FakeBackend::start(&rig.path, |_| async { ok(b"") });
+    let whole = pull("reg.example/a", "u", "hunter2");
+    let mut compressed = BytesMut::from(&whole[..]);
+    compressed[0] = 1;
+    for (body, told) in [(whole.slice(..whole.len() - 1), 0), (compressed.freeze(), 1)] {
+        let (_, _, trailers) = call(&rig.relay, request("PullImage", body)).await;
+        assert_eq!(trailers["grpc-status"], "0", "it is forwarded all the same");
+        assert_eq!(log.warnings("send it uncompressed"), told, "{}", log.text());
+    }
+    assert!(log.text().contains("its request is cut off"), "{}", log.text());
+    let broken = [Ok(Frame::data(whole.slice(..9))), Err("the stream was reset")];
+    let broken =
+        StreamBody::new(futures::stream::iter(broken.map(|frame| frame.map_err(std::io::Error::other))));
+    let response = rig.relay.clone().call(request("PullImage", Bytes::new()).map(|_| broken)).await;
+    let said = response.headers()["grpc-message"].to_str().unwrap();
+    assert!(said.contains("the stream was reset; send it again"), "{said}");
+    assert!(log.text().contains("an image call ended before its request was whole"), "{}", log.text());
+    assert!(rig.store.is_empty() && !log.text().contains("hunter2"));
+}
+
+#[tokio::test]
 async fn t80_t81_an_error_comes_back_as_it_was() {
     let rig = rig();
     let _backend = FakeBackend::start(&rig.path, |request| async move {
@@ -361,6 +432,21 @@ async fn t83_a_backend_that_comes_late_is_waited_for() {
     let _backend = FakeBackend::start(&rig.path, |_| async { ok(b"here") });
     let (_, body, _) = call_early.await.unwrap();
     assert_eq!(body, frame(b"here"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_with_a_short_deadline_waits_for_the_backend_too() {
+    for limit in ["900m", "1S"] {
+        let rig = rig();
+        let mut short = request("ImageStatus", frame(b""));
+        short.headers_mut().insert("grpc-timeout", HeaderValue::from_static(limit));
+        let relay = rig.relay.clone();
+        let call_early = tokio::spawn(async move { call(&relay, short).await });
+        tokio::task::yield_now().await;
+        let _backend = FakeBackend::start(&rig.path, |_| async { ok(b"here") });
+        let (headers, body, _) = call_early.await.unwrap();
+        assert_eq!(body, frame(b"here"), "{limit}: {headers:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -482,6 +482,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_mounted_image_keeps_its_credential_however_many_others_arrive() {
+        let store = store();
+        for image in ["reg.example/mounted:1", "reg.example/unmounted:1", "reg.example/free:1"] {
+            pull(&store, image, image);
+        }
+        let held = |image: &str| store.state.lock().references.contains_key(image);
+        let [mounted, unmounted] = ["mounted", "unmounted"].map(|name| format!("reg.example/{name}:1"));
+        let pin = store.board.pin(&mounted);
+        drop(store.board.pin(&unmounted));
+        let crowd = |from: usize| {
+            (from..from + MAX_REFERENCES + 5)
+                .for_each(|at| pull(&store, &format!("reg.example/b:{at}"), "u"));
+        };
+        crowd(0);
+        assert_eq!((held(&mounted), held(&unmounted), held("reg.example/free:1")), (true, false, false));
+        assert_eq!(users_of(&store, &mounted).await[0], mounted);
+        assert_eq!(store.len(), MAX_REFERENCES);
+        drop(pin);
+        crowd(MAX_REFERENCES + 5);
+        assert!(!held(&mounted), "once it is unmounted it is like any other");
+    }
+
+    #[tokio::test]
     async fn a_pull_under_way_keeps_its_credential_however_many_others_arrive() {
         let store = store();
         let slow = store.begin("reg.example/slow:1", auth("slow", "p"), None).unwrap();

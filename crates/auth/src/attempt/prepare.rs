@@ -33,6 +33,7 @@ impl AuthAttempt {
             (Some(header), Admission::Go) => {
                 self.option = Some(option);
                 self.use_candidate(candidate);
+                self.mind_clear_text();
                 Carried::Credential { header, basic: false }
             }
             _ => Carried::Nothing,

@@ -116,6 +116,24 @@ async fn t35_a_registry_token_goes_out_with_the_first_request() {
 }
 
 #[tokio::test]
+async fn a_credential_over_plain_http_is_warned_about_once_also_when_it_goes_out_unasked() {
+    for credential in [Credential::RegistryToken(Secret::new("B")), basic("u", "p")] {
+        let (log, _guard) = soci_testkit::log::capture();
+        let d = ScriptedKeychain::new("docker-config", vec![credential]);
+        let stack = Stack::new(&[&d], &Registry::new(BASIC, &["Bearer B", "u:p"]), no_tokens());
+        let image: soci_oci::ImageRef = stack.image.parse().unwrap();
+        for host in ["reg.example", "reg.example", "127.0.0.1"] {
+            let scope = CredentialScope::new(Origin::new(Scheme::Http, host, None), image.clone());
+            let deadline = Instant::now() + stack.time;
+            let mut attempt = stack.auth.attempt(scope, Access::Pull, deadline.into_std());
+            stack.ask(&mut attempt).await.unwrap();
+        }
+        assert_eq!(log.warnings("host=\"http://reg.example\""), 1, "{}", log.text());
+        assert_eq!(log.warnings("sent over plain http"), 1, "{}", log.text());
+    }
+}
+
+#[tokio::test]
 async fn t34_an_identity_token_is_exchanged_and_cannot_answer_basic() {
     let d = ScriptedKeychain::new("docker-config", vec![Credential::IdentityToken(Secret::new("R"))]);
     let tokens = Script::by(|sent| match sent.body.contains("refresh_token=R&") {

@@ -20,6 +20,8 @@ const TRUST: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct KnownHosts {
     known: Mutex<HashMap<Key, Known>>,
+    /// When candidates that are not trusted any more were last dropped.
+    swept: Mutex<Option<Instant>>,
     told: Mutex<HashMap<Origin, &'static str>>,
 }
 
@@ -52,6 +54,20 @@ impl KnownHosts {
             told.clear();
         }
         told.insert(origin.clone(), option) != Some(option)
+    }
+
+    /// Drops accepted candidates that are not trusted any more: a login that was removed is not to stay in memory here. For
+    /// every request that begins; looks at most once in the time of trust.
+    pub(crate) fn sweep(&self) {
+        let mut swept = self.swept.lock();
+        if swept.is_some_and(|last| last.elapsed() < TRUST) {
+            return;
+        }
+        *swept = Some(Instant::now());
+        drop(swept);
+        for known in self.known.lock().values_mut() {
+            known.accepted.take_if(|accepted| accepted.at.elapsed() >= TRUST);
+        }
     }
 
     /// Returns what the host asked for last.
@@ -110,4 +126,30 @@ impl KnownHosts {
 
 fn fresh(accepted: &Accepted, generation: u64) -> bool {
     accepted.generation == generation && accepted.at.elapsed() < TRUST
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Credential, Scheme};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_accepted_candidate_is_dropped_when_it_is_not_trusted_any_more() {
+        let hosts = KnownHosts::default();
+        let image: soci_oci::ImageRef = "reg.example/a:1".parse().unwrap();
+        let scope = CredentialScope::new(Origin::of_registry(Scheme::Https, image.registry()), image);
+        let option = ChosenOption { name: "cri", max_candidates: 4 };
+        hosts.note(&scope, &Access::Pull, &Demand::Basic);
+        let held = || hosts.known.lock().values().filter(|known| known.accepted.is_some()).count();
+        hosts.accepted(&scope, &Access::Pull, option, &Candidate::new("e", Credential::basic("u", "p")), 0);
+        hosts.sweep();
+        assert!(hosts.trusted(&scope, &Access::Pull, 0).is_some());
+        tokio::time::advance(TRUST / 2).await;
+        hosts.sweep();
+        assert_eq!(held(), 1);
+        tokio::time::advance(TRUST / 2).await;
+        hosts.sweep();
+        assert_eq!(held(), 0, "whatever host the request is for that begins");
+        assert!(hosts.demand(&scope, &Access::Pull).is_some(), "what the host asks for is still known");
+    }
 }

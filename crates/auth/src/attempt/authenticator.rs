@@ -81,6 +81,7 @@ impl Authenticator {
         access: Access,
         deadline: Instant,
     ) -> AuthAttempt {
+        self.hosts.sweep();
         scope.namespace = scope.namespace.or_else(|| self.board.pull_namespace(&scope.image.key()));
         let registry = scope.identity();
         AuthAttempt {

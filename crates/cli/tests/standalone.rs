@@ -140,7 +140,9 @@ fn a_terminal_shows_bars_and_nothing_else_does() {
 fn asked_for_a_password() -> (Child, File) {
     let (ours, theirs) = terminal();
     let mut command = Command::new("setsid");
-    command.args(["--ctty", env!("CARGO_BIN_EXE_soci"), "push", "--user", "name", "127.0.0.1:1/team/app:1"]);
+    // Whoever runs the tests may have signals ignored, by `nohup` for one, which the command would inherit.
+    command.args(["--ctty", "env", "--default-signal=HUP,INT,TERM", env!("CARGO_BIN_EXE_soci")]);
+    command.args(["push", "--user", "name", "127.0.0.1:1/team/app:1"]);
     command.env("CONTAINERD_ADDRESS", "/nonexistent/containerd.sock");
     command.stdin(theirs.try_clone().unwrap()).stdout(theirs.try_clone().unwrap()).stderr(theirs);
     let child = command.spawn().unwrap();

@@ -109,8 +109,7 @@ impl SpanCache {
         cache.scan();
         cache.make_temporary()?;
         if let Some(percent) = settings.max_percent {
-            let free = rustix::fs::statvfs(root)?;
-            let space = free.f_bavail.saturating_mul(free.f_frsize).saturating_add(cache.usage());
+            let space = free_bytes(root)?.saturating_add(cache.usage());
             let share = space / 100 * u64::from(percent.min(100));
             cache.max_bytes = Some(cache.max_bytes.map_or(share, |max| max.min(share)));
         }
@@ -309,7 +308,7 @@ impl SpanCache {
             return None;
         }
         if class == FetchClass::Background {
-            return self.set_aside(bytes, max - max / LEFT_FREE).ok();
+            return self.set_aside(bytes, for_background(max)).ok();
         }
         let missing = match self.set_aside(bytes, max) {
             Ok(room) => return Some(room),
@@ -324,12 +323,9 @@ impl SpanCache {
     /// Whether there is room for `bytes` of background work, within the limit and on the disk: what is fetched and then not
     /// stored is fetched for nothing.
     pub(crate) fn has_room(&self, bytes: u64) -> bool {
-        let within = |max: u64| self.index.lock().total().saturating_add(bytes) <= max - max / LEFT_FREE;
-        let free = || {
-            rustix::fs::statvfs(&self.root)
-                .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
-        };
-        self.max_bytes.is_none_or(within) && free() > bytes
+        let within = |max: u64| self.set_aside(bytes, for_background(max)).is_ok();
+        // What cannot be told is found out.
+        self.max_bytes.is_none_or(within) && free_bytes(&self.root).map_or(true, |free| free > bytes)
     }
 
     /// Sets `bytes` aside, or returns how many are missing.
@@ -432,6 +428,16 @@ impl SpanCache {
         };
         self.layer_dir(&key.ztoc).join(format!("{}.{form}", key.span.0))
     }
+}
+
+fn free_bytes(dir: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(dir)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// Returns how much of the limit `max` background work may fill.
+fn for_background(max: u64) -> u64 {
+    max - max / LEFT_FREE
 }
 
 /// Bytes of the limit that belong to an entry that is being written: two writers do not fill the same gap.

@@ -85,7 +85,8 @@ impl Ztocs {
         }
     }
 
-    /// Reads `digest`, of at most `max` bytes; `None` when it is absent or not what its name says, and then it is gone.
+    /// Reads `digest`, of at most `max` bytes; `None` when it is absent or larger, or not what its name says, and then it is
+    /// gone. A larger one stays: it may be sound, and asked for as something else by whoever names digests.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -97,7 +98,10 @@ impl Ztocs {
         };
         let mut bytes = Vec::new();
         file.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > max || !digest.verifies(&bytes) {
+        if bytes.len() as u64 > max {
+            return Ok(None);
+        }
+        if !digest.verifies(&bytes) {
             tracing::warn!(ztoc = %digest, "a stored zTOC is damaged and dropped");
             let _ = fs::remove_file(&path);
             return Ok(None);
@@ -152,6 +156,21 @@ mod tests {
         assert_eq!(ztocs.list(), [digest]);
         ztocs.remove(&digest);
         assert_eq!(ztocs.read(&digest, 100).unwrap(), None);
+    }
+
+    #[test]
+    fn a_file_that_is_larger_than_is_asked_for_stays_and_is_replaced_where_it_is_damaged() {
+        let root = tempfile::tempdir().unwrap();
+        let ztocs = Ztocs::open(root.path()).unwrap();
+        let bytes = b"not really a zTOC";
+        let digest = Digest::of(bytes);
+        ztocs.put(&digest, bytes).unwrap();
+        assert_eq!(ztocs.read(&digest, 5).unwrap(), None);
+        assert_eq!(ztocs.read(&digest, 100).unwrap().unwrap(), bytes[..], "a mount may need it");
+        fs::write(ztocs.path(&digest), b"not really a zTOC, and more").unwrap();
+        assert_eq!(ztocs.read(&digest, bytes.len() as u64).unwrap(), None);
+        ztocs.put(&digest, bytes).unwrap();
+        assert_eq!(ztocs.read(&digest, bytes.len() as u64).unwrap().unwrap(), bytes[..]);
     }
 
     #[test]

@@ -21,6 +21,8 @@ mod api {
     tonic::include_proto!("containerd.services.snapshots.v1");
 }
 
+pub mod answering;
+
 pub use api::Mount;
 use api::snapshots_client::SnapshotsClient;
 

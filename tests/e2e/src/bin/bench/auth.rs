@@ -11,6 +11,7 @@ use soci_testkit::cri::load::{self, Rate};
 use soci_testkit::kube_api::KubeApi;
 use soci_testkit::process::output;
 
+use crate::pipe::Pipe;
 use crate::samples::Samples;
 use crate::sides::{Bench, Side};
 
@@ -124,10 +125,19 @@ fn relay(bench: &Bench, side: &Side, samples: &mut Samples, runtime: &tokio::run
     for socket in [&backend, &through] {
         list(socket)?;
     }
-    let (direct, through_it) = (status(&backend)?, status(&through)?);
-    let rows = ["relay: added to ImageStatus, p50, µs", "relay: added to ImageStatus, p99, µs"];
-    for (row, (through_it, direct)) in rows.into_iter().zip(through_it.into_iter().zip(direct)) {
-        samples.add(row, side.name, (through_it - direct).max(0.0));
+    let direct = status(&backend)?;
+    let mut add = |who, through: [f64; 2]| {
+        let rows = ["relay: added to ImageStatus, p50, µs", "relay: added to ImageStatus, p99, µs"];
+        for (row, (through, direct)) in rows.into_iter().zip(through.into_iter().zip(direct)) {
+            samples.add(row, who, (through - direct).max(0.0));
+        }
+    };
+    add(side.name, status(&through)?);
+    if side.name == "ours" {
+        let front = directory.path().join("pipe.sock");
+        let _pipe = Pipe::start(&front, &backend)?;
+        list(&front)?;
+        add("pipe", status(&front)?);
     }
     let direct = list(&backend)?;
     samples.add("relay: added to 15 MiB ListImages, ms", side.name, (list(&through)? - direct).max(0.0));

@@ -8,6 +8,7 @@
 mod auth;
 mod limits;
 mod node;
+mod pipe;
 mod rows;
 mod samples;
 mod sides;

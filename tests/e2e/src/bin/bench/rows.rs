@@ -223,12 +223,18 @@ fn echo_once(stage: &Stage, ready: &Ready) -> Result<f64> {
     Ok(echo.as_secs_f64())
 }
 
-pub(crate) fn pull_lazily(stage: &Stage, ready: &Ready, lazy_layers: usize) -> Result<Duration> {
+/// Pulls an image, and returns how long it took.
+pub(crate) fn pull(stage: &Stage, ready: &Ready) -> Result<Duration> {
     let service = stage.containerd.image_service()?;
     let login = Some(cri::basic(USER, PASSWORD));
     let start = Instant::now();
     service.pull(&ready.published.reference, login, "default").context("PullImage")?;
-    let time = start.elapsed();
+    Ok(start.elapsed())
+}
+
+/// Pulls an image, of which that many layers must be lazy then.
+pub(crate) fn pull_lazily(stage: &Stage, ready: &Ready, lazy_layers: usize) -> Result<Duration> {
+    let time = pull(stage, ready)?;
     let mounted = stage.snapshotter.fuse_mounts()?.len();
     if mounted != lazy_layers {
         bail!("{mounted} layers are FUSE mounts, not {lazy_layers}: no lazy pull was measured");

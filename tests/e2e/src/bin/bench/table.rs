@@ -50,6 +50,13 @@ const ROWS: &[Row] = &[
     ("daemon RSS after reading big, MB", false, "≤ 48"),
 ];
 
+/// Who else is measured, in the same column: the name, and what it is.
+const OTHERS: &[(&str, &str)] = &[
+    ("overlayfs", "containerd's overlayfs"),
+    ("pipe", "bytes passed on unread, in place of the relay"),
+    ("answering", "a snapshotter that waits for four answers and then only says yes"),
+];
+
 /// Returns the tables: results, and the machine's limits.
 pub(crate) fn markdown(samples: &Samples, sides: &[Side], limits: &[Limit], rounds: u32) -> String {
     let with_peer = sides.iter().any(|side| side.name == "peer");
@@ -72,9 +79,11 @@ pub(crate) fn markdown(samples: &Samples, sides: &[Side], limits: &[Limit], roun
             }
         }
         let _ = writeln!(text, " {asked} |");
-        if let Some(overlayfs) = samples.summary(name, "overlayfs") {
-            let between = if with_peer { " | |" } else { "" };
-            let _ = writeln!(text, "| {name}: containerd's overlayfs | {} |{between} |", cell(overlayfs));
+        for (who, what) in OTHERS {
+            if let Some(theirs) = samples.summary(name, who) {
+                let between = if with_peer { " | |" } else { "" };
+                let _ = writeln!(text, "| – {what} | {} |{between} |", cell(theirs));
+            }
         }
     }
     text.push_str("\n| machine | |\n| --- | --- |\n");

@@ -1,6 +1,7 @@
 //! Who is measured, and the images and the registry that all of them share.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
@@ -167,8 +168,20 @@ impl Drop for Road<'_> {
     }
 }
 
+/// The unit that our daemon is shipped with.
+const UNIT: &str = include_str!("../../../../../packaging/systemd/soci-snapshotter-grpc.service");
+
+/// Returns the variables that the unit sets.
+fn unit_environment() -> impl Iterator<Item = (String, OsString)> {
+    let set = UNIT.lines().filter_map(|line| line.strip_prefix("Environment=")?.split_once('='));
+    set.map(|(name, value)| (name.to_owned(), value.into()))
+}
+
 fn options(side: &Side) -> Result<StageOptions> {
     let mut options = StageOptions::new(AuthMode::Basic)?;
+    if side.name == "ours" {
+        options.env.extend(unit_environment());
+    }
     options.binaries = side.binaries.clone();
     options.config = String::new();
     options.log_level = "info".to_owned();

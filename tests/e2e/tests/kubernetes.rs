@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
+use soci_e2e::planted::script;
 use soci_e2e::publish::Published;
 use soci_e2e::pull::KUBELET;
 use soci_e2e::scrape::scrape;
@@ -19,6 +20,8 @@ use soci_testkit::kube_api::KubeApi;
 use soci_testkit::{AuthMode, wait};
 
 const NEXT: &str = "n9-Rotated-Qz41";
+/// Name and password that credential helpers answer.
+const HELPED: &str = "helped";
 const LONG: Duration = Duration::from_secs(60);
 
 fn options(auth: AuthMode) -> Result<StageOptions> {
@@ -111,7 +114,7 @@ fn a_node(programs: Option<Programs>) -> Result<()> {
         service.remove(id)?;
     }
     let said = stage.explain(&published.reference)?;
-    assert_eq!(said["hosts"][0]["uses"], serde_json::Value::Null, "{said:#}");
+    assert_eq!(said["hosts"][0]["uses"], Value::Null, "{said:#}");
     let metrics = scrape(&stage.path().join("m.sock"))?;
     for line in [
         "soci_cri_credential_references 0",
@@ -205,8 +208,12 @@ impl Cluster {
     /// Sets the pull secret of a namespace to a login at the stage's registry.
     fn put(&self, stage: &Stage, namespace: &str, user: &str, password: &str) {
         let auths = json!({ "auths": { stage.registry.host(): { "username": user, "password": password } } });
-        let data = [(".dockerconfigjson", auths.to_string())];
-        let data: Vec<(&str, &str)> = data.iter().map(|(key, text)| (*key, text.as_str())).collect();
+        self.put_payload(namespace, &auths);
+    }
+
+    /// Sets the pull secret of a namespace.
+    fn put_payload(&self, namespace: &str, payload: &Value) {
+        let data = [(".dockerconfigjson", &*payload.to_string())];
         self.api.put(namespace, "pull", "kubernetes.io/dockerconfigjson", &data);
     }
 
@@ -242,6 +249,63 @@ fn t89_a_pull_secret_of_the_cluster_is_used_and_followed() -> Result<()> {
     let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
     cluster.rotates(&stage, mounted.path())?;
     assert!(!stage.snapshotter.log_text().contains(NEXT));
+    Ok(())
+}
+
+#[test]
+fn t92_helpers_that_a_pull_secret_names_are_never_run_and_its_entry_is_used() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let ran = cluster.directory.path().join("ran");
+    let helpers = cluster.directory.path().join("bin");
+    // They have a login that the registry takes: one that ran would be used as well.
+    let answer = json!({ "Username": HELPED, "Secret": HELPED });
+    for name in ["store", "one-host"] {
+        let text = format!("#!/bin/sh\necho \"$0 $*\" >>{}\necho '{answer}'\n", ran.display());
+        script(&helpers.join(format!("docker-credential-{name}")), &text)?;
+    }
+    let mut options = StageOptions::new(AuthMode::Basic)?;
+    options.credentials = false;
+    options.registry.users.push((HELPED.to_owned(), HELPED.to_owned()));
+    options.config.push_str(&cluster.config());
+    let path = std::env::var("PATH").unwrap_or_default();
+    options.env.push(("PATH".to_owned(), format!("{}:{path}", helpers.display()).into()));
+    let stage = Stage::start(options)?;
+    let mut payload = json!({
+        "auths": { stage.registry.host(): { "username": USER, "password": PASSWORD } },
+        "credsStore": "store",
+        "credHelpers": { stage.registry.host(): "one-host", "helped.example": "one-host" },
+    });
+    cluster.put_payload("team", &payload);
+    stage.wait_log("pull secrets are synced", LONG)?;
+    let image = images::odd(Dialect::Oci);
+    let published = stage.publish_v1(&image, "team/odd", "1")?;
+    stage.registry.clear_log();
+    stage.pull_as_kubelet(&published)?;
+    assert_eq!(stage.lazy_layers()?, 2, "{}", stage.log_tail());
+    let log = stage.registry.log();
+    let users: BTreeSet<&str> = log.iter().filter_map(|seen| seen.user.as_deref()).collect();
+    assert_eq!(users, BTreeSet::from([USER]), "the entry beside the helpers is used");
+
+    // Nor are they asked for a host that has no entry, or for one whose entry is refused or went.
+    let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
+    stage.registry.rotate_password(USER, NEXT);
+    assert!(std::fs::read(mounted.path().join("random")).is_err(), "what expired reads nothing new");
+    payload["auths"] = json!({});
+    cluster.put_payload("team", &payload);
+    for image in ["helped.example/a:1", published.reference.as_str()] {
+        let unused = || (stage.explain(image).ok()?["hosts"][0]["uses"].is_null()).then_some(());
+        wait::until(LONG, unused).with_context(|| format!("{image} has a credential"))?;
+    }
+    assert!(!ran.exists(), "{}", std::fs::read_to_string(&ran)?);
+
+    // They would have run: the same payload as a Docker config, which an operator has written, names them rightly.
+    let docker = stage.path().join("docker");
+    std::fs::create_dir_all(&docker)?;
+    std::fs::write(docker.join("config.json"), payload.to_string())?;
+    let read = heals(&stage, &mounted.path().join("random"))?;
+    assert_eq!(read, 5 * 1024 * 1024 + 17);
+    let ran = std::fs::read_to_string(&ran).context("a helper that an operator names does not run")?;
+    assert!(ran.contains("docker-credential-one-host get"), "{ran}");
     Ok(())
 }
 
@@ -325,7 +389,7 @@ fn t103_a_restart_without_the_api_server_keeps_the_mounts_and_the_sync_brings_th
     assert!(std::fs::read(mounted.path().join("random")).is_err(), "what was not is not, and does not hang");
     let said = stage.explain(&published.reference)?;
     let secrets = &said["hosts"][0]["options"][2];
-    assert_eq!(said["hosts"][0]["uses"], serde_json::Value::Null, "{said:#}");
+    assert_eq!(said["hosts"][0]["uses"], Value::Null, "{said:#}");
     assert!(secrets.to_string().contains(&cluster.api.address().to_string()), "it is said why: {said:#}");
 
     cluster.runtime.block_on(cluster.api.reopen())?;

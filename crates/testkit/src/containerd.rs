@@ -3,6 +3,8 @@
 //! Its daemons write beneath one directory only. What they leave there is unmounted and the shims of its containers are
 //! killed when the guard is dropped; no other containerd is ever spoken to, for every call names our socket.
 
+mod running;
+
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,8 @@ use rustix::process::Signal;
 use crate::cri::ImageService;
 use crate::process::{Daemon, kill_users_of, output};
 use crate::{mounts, wait};
+
+pub use running::Running;
 
 /// How long containerd may take to answer after its start.
 const START: Duration = Duration::from_secs(30);
@@ -195,8 +199,7 @@ impl Containerd {
 
     /// Runs a command in a new container of an image and returns what it prints.
     ///
-    /// The container's name begins with `id`. It is the only one of that name on the machine: control groups are named
-    /// after containers, and containerds that share one kill each other's.
+    /// The container's name begins with `id`.
     ///
     /// # Errors
     /// Where the container fails.
@@ -208,8 +211,7 @@ impl Containerd {
         id: &str,
         words: &[&str],
     ) -> io::Result<String> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let id = format!("{id}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let id = unique(id);
         let mut command = self.ctr(namespace);
         command.args(["run", "--rm", "--snapshotter", snapshotter, image, &id]).args(words);
         output(&mut command)
@@ -262,6 +264,13 @@ impl Drop for Containerd {
             mounts::beneath(&self.directory).is_ok_and(|left| left.is_empty()).then_some(())
         });
     }
+}
+
+/// Returns a container's name that no other on the machine has: control groups are named after containers, and containerds
+/// that share one kill each other's.
+fn unique(id: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("{id}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// An image's file system, mounted. Dropping it unmounts and removes its snapshot.

@@ -9,6 +9,11 @@ use soci_testkit::layer_gen::{Attr, EntryType, Layer, LayerBuilder, Numbers, dig
 /// The static program that runs in test containers, as `/probe`.
 pub const PROBE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probe"));
 
+/// What the probe prints of bytes that it has read.
+pub fn sum(content: &[u8]) -> u64 {
+    content.iter().fold(0, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)))
+}
+
 /// Size of [`odd`]'s large file: some spans of 4 MiB, and not a multiple of anything.
 pub const LARGE: usize = 13 * 1024 * 1024 + 4321;
 

@@ -1,28 +1,29 @@
-//! Everything that expires, expires while a reader reads: tokens, locations, passwords. The reader sees no error as long
-//! as the first option can give a good credential, and an I/O error soon after it cannot.
+//! Everything that expires, expires while a container reads in a loop: tokens, locations, passwords. It sees no error as long
+//! as the first option that has a credential can give a good one, and an I/O error soon after it cannot.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
 use serde_json::json;
+use soci_e2e::publish::Published;
 use soci_e2e::pull::KUBELET;
-use soci_e2e::stage::USER;
-use soci_e2e::{Stage, StageOptions};
+use soci_e2e::stage::{PASSWORD, USER};
+use soci_e2e::{Stage, StageOptions, images};
+use soci_testkit::containerd::Running;
+use soci_testkit::cri::{self, ImageService};
 use soci_testkit::image::{Dialect, Image};
 use soci_testkit::kube_api::KubeApi;
 use soci_testkit::layer_gen::{Attr, LayerBuilder, Numbers};
 use soci_testkit::{AuthMode, Listener, wait};
 
-/// Name and password of the login that the pull secret has.
+/// Name and password of a login that the option after the first one has.
 const OTHER: &str = "second-option";
 /// How long a token lives.
 const TOKEN: Duration = Duration::from_secs(10);
 /// How long a location in storage is good; after that it answers 403.
 const LOCATION: Duration = Duration::from_secs(5);
-/// How often the reader reads a block that was never read.
+/// How often the container reads a block that was never read.
 const PACE: Duration = Duration::from_secs(1);
 /// Bytes per span: small, so that reading ahead does not fetch everything at once.
 const SPAN: usize = 64 << 10;
@@ -34,58 +35,189 @@ const BLOCKS: usize = 48;
 const DENIED: Duration = Duration::from_secs(8);
 /// After this what has to happen does not.
 const HUNG: Duration = Duration::from_secs(60);
+/// `EIO`.
+const IO_ERROR: i32 = 5;
 
-/// A file that is read block by block from its end, each block for the first time.
+/// A container that reads a file block by block from its end, each block for the first time, and one that cannot be read again.
 struct Reader {
-    file: File,
+    container: Running,
     expected: Vec<u8>,
     next: usize,
 }
 
+/// One read of the container.
+#[derive(Debug)]
+struct Turn {
+    took: Duration,
+    error: Option<i32>,
+}
+
 impl Reader {
-    fn read(&mut self) -> Result<()> {
-        if self.next == 0 {
-            bail!("all blocks are read");
+    fn start(rotating: &Rotating) -> Result<Self> {
+        let numbers = [STRIDE, BLOCKS, usize::try_from(PACE.as_millis())?].map(|number| number.to_string());
+        let [stride, blocks, pace] = numbers.each_ref().map(String::as_str);
+        let words = ["/probe", "blocks", "/content", stride, blocks, pace];
+        let reference = &rotating.published.reference;
+        let container =
+            rotating.stage.containerd.start_container(KUBELET, "soci", reference, "reader", &words)?;
+        Ok(Self { container, expected: rotating.content.clone(), next: BLOCKS })
+    }
+
+    /// Waits for the next read, and compares what was read.
+    fn turn(&mut self) -> Result<Turn> {
+        let line = self.container.next_line(HUNG)?;
+        let words: Vec<&str> = line.split(' ').collect();
+        let (block, took, rest) = match words.as_slice() {
+            [block, took, rest @ ..] => (block.parse::<usize>()?, took.parse()?, rest),
+            _ => bail!("the container prints {line:?}"),
+        };
+        assert_eq!(Some(block), self.next.checked_sub(1), "it reads another block: {line:?}");
+        let took = Duration::from_millis(took);
+        match rest {
+            ["error", number] => Ok(Turn { took, error: Some(number.parse()?) }),
+            [sum] => {
+                let start = &self.expected[block * STRIDE..][..4096];
+                assert_eq!(
+                    u64::from_str_radix(sum, 16)?,
+                    images::sum(start),
+                    "block {block} has other bytes"
+                );
+                self.next = block;
+                Ok(Turn { took, error: None })
+            }
+            _ => bail!("the container prints {line:?}"),
         }
-        self.next -= 1;
-        let at = self.next * STRIDE;
-        let mut block = vec![0; 4096];
-        self.file
-            .read_exact_at(&mut block, at as u64)
-            .with_context(|| format!("read block {}", self.next))?;
-        assert!(block == self.expected[at..at + block.len()], "block {} has other bytes", self.next);
+    }
+
+    /// So many reads succeed.
+    fn reads(&mut self, turns: usize) -> Result<()> {
+        for _ in 0..turns {
+            let turn = self.turn()?;
+            assert_eq!(turn.error, None, "before block {}: {turn:?}", self.next);
+        }
         Ok(())
     }
 
-    fn read_at_pace(&mut self, blocks: usize) -> Result<()> {
-        for _ in 0..blocks {
-            self.read()?;
-            // A reader's pace, not a wait for anything.
-            let _ = wait::until(PACE, || None::<()>);
+    /// A read fails, at the latest the one after that which may be under way; in time, and as reads fail.
+    fn fails(&mut self) -> Result<()> {
+        let mut turn = self.turn()?;
+        if turn.error.is_none() {
+            turn = self.turn()?;
         }
+        assert_eq!(turn.error, Some(IO_ERROR), "{turn:?}");
+        assert!(turn.took < DENIED, "a read that cannot succeed lasts too long: {turn:?}");
+        Ok(())
+    }
+
+    /// What failed is read at last.
+    fn heals(&mut self) -> Result<()> {
+        let healed = wait::until(HUNG, || match self.turn() {
+            Ok(Turn { error: Some(_), .. }) => None,
+            ended => Some(ended),
+        });
+        healed.context("the container reads nothing more")??;
         Ok(())
     }
 }
 
-fn image(content: &[u8]) -> Image {
-    let layer = LayerBuilder::new().file("content", &Attr::default(), content).gzip();
-    Image::new(vec![layer], Dialect::Oci, &["/content"])
+/// The option that has the login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum From {
+    Docker,
+    Pulls,
+    Secrets,
 }
 
-/// A stage whose login is in Docker config, and a cluster with another one that the registry would take.
+impl From {
+    /// Its name, and its place in the order.
+    fn name(self) -> (&'static str, usize) {
+        match self {
+            Self::Docker => ("docker-config", 0),
+            Self::Pulls => ("cri", 1),
+            Self::Secrets => ("kubernetes-secrets", 2),
+        }
+    }
+}
+
+/// A stage whose login is in one option, and another one that the registry would take in an option after it.
 struct Rotating {
     stage: Stage,
-    _api: KubeApi,
+    from: From,
+    published: Published,
+    content: Vec<u8>,
+    api: KubeApi,
     _runtime: tokio::runtime::Runtime,
     _kubeconfig: tempfile::TempDir,
 }
 
 impl Rotating {
+    fn new(from: From, auth: AuthMode) -> Result<Self> {
+        let mut options = StageOptions::new(auth)?;
+        options.credentials = from == From::Docker;
+        options.registry.tokens.ttl = TOKEN;
+        options.registry = options.registry.storage(LOCATION);
+        options.registry.users.push((OTHER.to_owned(), OTHER.to_owned()));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let api = runtime.block_on(KubeApi::start("sync"))?;
+        let kubeconfig = tempfile::tempdir()?;
+        let path = kubeconfig.path().join("kubeconfig");
+        std::fs::write(&path, api.kubeconfig(&json!({ "token": "sync" })))?;
+        options.config.push_str(&format!(
+            "[cri_keychain]\nenable_keychain = true\nimage_service_path = \"{{containerd}}\"\n\
+             [kubeconfig_keychain]\nenable_keychain = true\nkubeconfig_path = {path:?}\n"
+        ));
+        let stage = Stage::start(options)?;
+        let content = Numbers::new(11).bytes(BLOCKS * STRIDE);
+        let span = SPAN.to_string();
+        let published =
+            stage.publish_v1_with(&image(&content), "team/content", "1", &["--span-size", &span])?;
+        let rotating =
+            Self { stage, from, published, content, api, _runtime: runtime, _kubeconfig: kubeconfig };
+        let in_cluster = if from == From::Secrets { (USER, PASSWORD) } else { (OTHER, OTHER) };
+        rotating.put_secret(in_cluster);
+        rotating.stage.wait_log("pull secrets are synced", HUNG)?;
+        match from {
+            From::Pulls => rotating.pull(PASSWORD)?,
+            From::Docker | From::Secrets => rotating.stage.pull_as_kubelet(&rotating.published)?,
+        }
+        assert_eq!(rotating.stage.lazy_layers()?, 1, "{}", rotating.stage.log_tail());
+        rotating.stage.registry.clear_log();
+        Ok(rotating)
+    }
+
+    fn put_secret(&self, (user, password): (&str, &str)) {
+        let host = self.stage.registry.host();
+        let auths = json!({ "auths": { host: { "username": user, "password": password } } }).to_string();
+        self.api.put("team", "pull", "kubernetes.io/dockerconfigjson", &[(".dockerconfigjson", &auths)]);
+    }
+
+    /// Pulls through the daemon.
+    fn pull(&self, password: &str) -> Result<()> {
+        let service = ImageService::connect(&self.stage.snapshotter.socket())?;
+        let login = Some(cri::basic(USER, password));
+        service.pull(&self.published.reference, login, "default").context("PullImage")?;
+        Ok(())
+    }
+
+    /// Gives the option another password. A pull brings one that the registry takes by then.
+    fn set_password(&self, password: &str) -> Result<()> {
+        match self.from {
+            From::Docker => self.stage.set_login(Some((USER, password))),
+            From::Pulls => self.pull(password),
+            From::Secrets => {
+                self.put_secret((USER, password));
+                Ok(())
+            }
+        }
+    }
+
     /// The option after the one that has a credential is never presented, however often that one is refused.
     fn never_fell_through(&self) -> Result<()> {
-        let said = self.stage.explain(&format!("{}/team/content:1", self.stage.registry.host()))?;
+        let said = self.stage.explain(&self.published.reference)?;
         let options = &said["hosts"][0]["options"];
-        assert_eq!(options[2]["standing"], "outranked", "the other option has a login: {said:#}");
+        if self.from != From::Secrets {
+            assert_eq!(options[2]["standing"], "outranked", "the other option has a login: {said:#}");
+        }
         let other = base64::engine::general_purpose::STANDARD.encode(format!("{OTHER}:{OTHER}"));
         for seen in self.stage.registry.log() {
             let sent = seen.header("authorization").unwrap_or_default();
@@ -99,123 +231,110 @@ impl Rotating {
     }
 }
 
-fn stage(auth: AuthMode) -> Result<(Rotating, Image, Vec<u8>)> {
-    let mut options = StageOptions::new(auth)?;
-    options.registry.tokens.ttl = TOKEN;
-    options.registry = options.registry.storage(LOCATION);
-    options.registry.users.push((OTHER.to_owned(), OTHER.to_owned()));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let api = runtime.block_on(KubeApi::start("sync"))?;
-    let kubeconfig = tempfile::tempdir()?;
-    let path = kubeconfig.path().join("kubeconfig");
-    std::fs::write(&path, api.kubeconfig(&json!({ "token": "sync" })))?;
-    options
-        .config
-        .push_str(&format!("[kubeconfig_keychain]\nenable_keychain = true\nkubeconfig_path = {path:?}\n"));
-    let stage = Stage::start(options)?;
-    let auths = json!({ "auths": { stage.registry.host(): { "username": OTHER, "password": OTHER } } });
-    api.put("team", "pull", "kubernetes.io/dockerconfigjson", &[(".dockerconfigjson", &auths.to_string())]);
-    stage.wait_log("pull secrets are synced", HUNG)?;
-    let content = Numbers::new(11).bytes(BLOCKS * STRIDE);
-    let image = image(&content);
-    let span = SPAN.to_string();
-    let published = stage.publish_v1_with(&image, "team/content", "1", &["--span-size", &span])?;
-    stage.pull_as_kubelet(&published)?;
-    assert_eq!(stage.lazy_layers()?, 1, "{}", stage.log_tail());
-    stage.registry.clear_log();
-    Ok((Rotating { stage, _api: api, _runtime: runtime, _kubeconfig: kubeconfig }, image, content))
+fn image(content: &[u8]) -> Image {
+    let layer = LayerBuilder::new()
+        .file("probe", &Attr::mode(0o755), images::PROBE)
+        .file("content", &Attr::default(), content)
+        .gzip();
+    Image::new(vec![layer], Dialect::Oci, &["/probe"])
 }
 
-/// Reads what cannot be had any more and returns how it fails.
-fn fails(file: &File, at: u64) -> Result<Option<i32>> {
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let file = file.try_clone()?;
-    std::thread::spawn(move || {
-        let result = file.read_exact_at(&mut [0; 4096], at);
-        let _ = sender.send(result.err().and_then(|error| error.raw_os_error()));
-    });
-    receiver.recv_timeout(DENIED).context("a read that cannot succeed lasts too long")
-}
-
-#[test]
-fn a_reader_outlives_tokens_locations_and_passwords() -> Result<()> {
-    let (rotating, image, expected) = stage(AuthMode::Bearer)?;
+/// The password is replaced before the registry changes where that can be, and after it, then by one that the option does not
+/// have, and at last the option has that one too. With the third password the container reads `long` blocks.
+fn passwords_rotate(rotating: &Rotating, reader: &mut Reader, long: usize) -> Result<()> {
     let stage = &rotating.stage;
-    let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
-    let file = File::open(mounted.path().join("content"))?;
-    let mut reader = Reader { file, expected, next: BLOCKS };
-
-    reader.read_at_pace(22)?;
-    let tokens = stage.registry.log_of(Listener::Token).len();
-    assert!(tokens >= 2, "22 s of reading with tokens of 10 s asked for {tokens}");
-    let locations = stage.registry.log_of(Listener::Registry);
-    let locations = locations.iter().filter(|seen| seen.request.path.contains("/blobs/")).count();
-    assert!(locations >= 4, "22 s of reading with locations good for 5 s asked for {locations}");
-
-    // The login is replaced before the registry changes, and after it.
-    stage.set_login(Some((USER, "second")))?;
+    if rotating.from != From::Pulls {
+        rotating.set_password("second")?;
+    }
     stage.registry.rotate_password(USER, "second");
     stage.registry.revoke_tokens();
-    reader.read_at_pace(2)?;
+    rotating.set_password("second")?;
+    reader.reads(2)?;
     stage.registry.rotate_password(USER, "third");
     stage.registry.revoke_tokens();
-    stage.set_login(Some((USER, "third")))?;
-    reader.read_at_pace(2)?;
+    rotating.set_password("third")?;
+    reader.reads(2)?;
     stage.registry.expire_locations();
-    reader.read_at_pace(12)?;
+    reader.reads(long)?;
 
     stage.registry.rotate_password(USER, "nobody-knows");
     stage.registry.revoke_tokens();
     stage.registry.expire_locations();
-    // The first block has the span that was read to look at the file's header.
-    let unread = STRIDE as u64;
-    assert_eq!(fails(&reader.file, unread)?, Some(5), "EIO");
+    reader.fails()?;
     let event = stage.wait_log("a registry gives no access", HUNG)?;
-    for part in
-        ["\"option\":\"docker-config\"", "\"status\":\"401\"", "\"repository\":\"team/content\"", "advice"]
-    {
+    let (option, place) = rotating.from.name();
+    for part in [
+        format!("\"option\":\"{option}\"").as_str(),
+        "\"status\":\"401\"",
+        "\"repository\":\"team/content\"",
+        "advice",
+    ] {
         assert!(event.contains(part), "{part} is not in {event}");
     }
-    stage.set_login(Some((USER, "nobody-knows")))?;
-    let healed = wait::until(HUNG, || reader.file.read_exact_at(&mut [0; 4096], unread).ok());
-    assert!(healed.is_some(), "{}", stage.log_tail());
-    reader.read_at_pace(1)?;
+    rotating.set_password("nobody-knows")?;
+    reader.heals()?;
+    reader.reads(1)?;
     let log = stage.snapshotter.log_text();
     assert!(!log.contains("nobody-knows") && !log.contains("X-Test-Signature"));
+    let said = stage.explain(&rotating.published.reference)?;
+    assert_eq!(said["hosts"][0]["options"][place]["standing"], "used", "{said:#}");
     rotating.never_fell_through()
 }
 
 #[test]
+fn a_container_outlives_tokens_locations_and_the_passwords_of_docker_config() -> Result<()> {
+    let rotating = Rotating::new(From::Docker, AuthMode::Bearer)?;
+    let mut reader = Reader::start(&rotating)?;
+    reader.reads(22)?;
+    let registry = &rotating.stage.registry;
+    let tokens = registry.log_of(Listener::Token).len();
+    assert!(tokens >= 2, "22 s of reading with tokens of 10 s asked for {tokens}");
+    let locations = registry.log_of(Listener::Registry);
+    let locations = locations.iter().filter(|seen| seen.request.path.contains("/blobs/")).count();
+    assert!(locations >= 4, "22 s of reading with locations good for 5 s asked for {locations}");
+    passwords_rotate(&rotating, &mut reader, 12)
+}
+
+#[test]
+fn a_container_outlives_the_passwords_of_pulls() -> Result<()> {
+    let rotating = Rotating::new(From::Pulls, AuthMode::Bearer)?;
+    let mut reader = Reader::start(&rotating)?;
+    reader.reads(2)?;
+    passwords_rotate(&rotating, &mut reader, 2)
+}
+
+#[test]
+fn a_container_outlives_the_passwords_of_pull_secrets() -> Result<()> {
+    let rotating = Rotating::new(From::Secrets, AuthMode::Bearer)?;
+    let mut reader = Reader::start(&rotating)?;
+    reader.reads(2)?;
+    passwords_rotate(&rotating, &mut reader, 2)
+}
+
+#[test]
 fn a_403_for_an_expired_password_heals_as_soon_as_there_is_another() -> Result<()> {
-    let (rotating, image, expected) = stage(AuthMode::Ecr)?;
+    let rotating = Rotating::new(From::Docker, AuthMode::Ecr)?;
     let stage = &rotating.stage;
-    let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
-    let file = File::open(mounted.path().join("content"))?;
-    let mut reader = Reader { file, expected, next: BLOCKS };
-    reader.read_at_pace(2)?;
+    let mut reader = Reader::start(&rotating)?;
+    reader.reads(2)?;
     for password in ["second", "third"] {
         stage.registry.expire_password(USER);
         stage.registry.expire_locations();
-        std::thread::scope(|scope| {
-            let reading = scope.spawn(|| reader.read());
-            // The new login comes while the read waits for it.
-            let refused = || {
-                let log = stage.registry.log_of(Listener::Registry);
-                log.iter().any(|seen| seen.status == 403).then_some(())
-            };
-            let seen = wait::until(HUNG, refused);
-            stage.registry.rotate_password(USER, password);
-            stage.set_login(Some((USER, password)))?;
-            assert!(seen.is_some(), "nothing was refused");
-            reading.join().map_err(|_| anyhow::anyhow!("the reader panicked"))?
-        })?;
+        // The new login comes while the read waits for it.
+        let refused = || {
+            let log = stage.registry.log_of(Listener::Registry);
+            log.iter().any(|seen| seen.status == 403).then_some(())
+        };
+        let seen = wait::until(HUNG, refused);
+        stage.registry.rotate_password(USER, password);
+        rotating.set_password(password)?;
+        assert!(seen.is_some(), "nothing was refused");
+        reader.reads(3)?;
         rotating.never_fell_through()?;
         stage.registry.clear_log();
     }
     stage.registry.expire_password(USER);
     stage.registry.expire_locations();
-    // The first block has the span that was read to look at the file's header.
-    let unread = STRIDE as u64;
-    assert_eq!(fails(&reader.file, unread)?, Some(5), "EIO");
+    reader.fails()?;
     rotating.never_fell_through()
 }

@@ -78,9 +78,19 @@ impl Image {
 
     /// Returns the chain id of all layers: how a snapshotter names what they make together.
     pub fn chain_id(&self) -> String {
-        let mut ids = self.layers.iter().map(|layer| layer.diff_id.as_str());
-        let first = ids.next().unwrap_or_default().to_owned();
-        ids.fold(first, |chain, id| digest(format!("{chain} {id}").as_bytes()))
+        self.chain_ids().pop().unwrap_or_default()
+    }
+
+    /// Returns the chain id of each layer with those below it, the lowest first.
+    pub fn chain_ids(&self) -> Vec<String> {
+        let mut chains: Vec<String> = Vec::new();
+        for id in self.layers.iter().map(|layer| layer.diff_id.as_str()) {
+            chains.push(match chains.last() {
+                Some(below) => digest(format!("{below} {id}").as_bytes()),
+                None => id.to_owned(),
+            });
+        }
+        chains
     }
 
     /// Returns the bytes of all layers as stored.

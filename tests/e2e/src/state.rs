@@ -48,6 +48,35 @@ impl Stage {
         Ok(())
     }
 
+    /// Waits until what readers got is in the span cache, a moment after they got it.
+    ///
+    /// # Errors
+    /// Where nothing of it is stored.
+    pub fn wait_stored(&self) -> Result<()> {
+        let spans = self.snapshotter.root().join("soci/spans");
+        let stored = || {
+            let files = self.files();
+            let spans_here = files.iter().filter(|file| file.starts_with(&spans));
+            let (coming, cached): (Vec<_>, Vec<_>) =
+                spans_here.partition(|file| file.starts_with(spans.join("tmp")));
+            (coming.is_empty() && !cached.is_empty()).then_some(())
+        };
+        wait::until(PATIENCE, stored).context("nothing is cached")
+    }
+
+    /// Waits until no snapshot has a directory any more.
+    ///
+    /// # Errors
+    /// Where one stays.
+    pub fn wait_no_snapshots(&self) -> Result<()> {
+        let directory = self.snapshotter.root().join("snapshotter/snapshots");
+        let left = || directory.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+        if wait::until(PATIENCE, || left().next().is_none().then_some(())).is_none() {
+            bail!("left are {:?}\n{}", left().collect::<Vec<_>>(), self.log_tail());
+        }
+        Ok(())
+    }
+
     /// Waits until the daemon has so many lazy layers.
     ///
     /// # Errors

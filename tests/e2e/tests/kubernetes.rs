@@ -368,17 +368,7 @@ fn t103_a_restart_without_the_api_server_keeps_the_mounts_and_the_sync_brings_th
     let mounted = stage.containerd.mount(KUBELET, "soci", &image.chain_id(), "m")?;
     let kept = std::fs::read(mounted.path().join("home/user/kept"))?;
     drop(mounted);
-    // Readers are served first: what they got is stored a moment later.
-    let spans = stage.snapshotter.root().join("soci/spans");
-    let stored = || {
-        let files = stage.files();
-        let (coming, cached): (Vec<_>, Vec<_>) = files
-            .iter()
-            .filter(|file| file.starts_with(&spans))
-            .partition(|file| file.starts_with(spans.join("tmp")));
-        (coming.is_empty() && !cached.is_empty()).then_some(())
-    };
-    wait::until(LONG, stored).context("nothing is cached")?;
+    stage.wait_stored()?;
 
     cluster.runtime.block_on(cluster.api.close());
     stage.snapshotter.daemon().kill();

@@ -50,15 +50,9 @@ pub(crate) async fn pull_layer(
     published: &Published,
     number: usize,
 ) -> (Prepared, String) {
-    let chain = |count: usize| {
-        soci_testkit::image::Image {
-            layers: published.image.layers[..count].to_vec(),
-            ..published.image.clone()
-        }
-        .chain_id()
-    };
-    let target = chain(number + 1);
-    let parent = if number == 0 { String::new() } else { chain(number) };
+    let chains = chains(published);
+    let target = chains[number].clone();
+    let parent = number.checked_sub(1).map_or_else(String::new, |below| chains[below].clone());
     let labels = [
         (labels::TARGET, target.clone()),
         (labels::IMAGE_REF, published.reference.clone()),
@@ -395,10 +389,5 @@ pub(crate) fn layers() -> (Vec<Layer>, Vec<u8>) {
 
 /// Returns the names of the snapshots of an image, the lowest first.
 pub(crate) fn chains(published: &Published) -> Vec<String> {
-    (1..=published.image.layers.len())
-        .map(|count| {
-            let layers = published.image.layers[..count].to_vec();
-            soci_testkit::image::Image { layers, ..published.image.clone() }.chain_id()
-        })
-        .collect()
+    published.image.chain_ids()
 }

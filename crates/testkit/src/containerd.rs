@@ -128,12 +128,15 @@ impl Containerd {
         })
     }
 
-    /// Ends containerd and starts it again on the same directories. Blocks.
+    /// Ends containerd by a signal and starts it again on the same directories. Blocks.
     ///
     /// # Errors
     /// Where it does not start.
-    pub fn restart(&mut self) -> io::Result<()> {
-        self.daemon.stop();
+    pub fn restart(&mut self, signal: Signal) -> io::Result<()> {
+        self.daemon.signal(signal);
+        if self.daemon.wait_end(START).is_none() {
+            return Err(io::Error::other(format!("containerd does not end by {signal:?}")));
+        }
         let mut command = self.programs.command("containerd");
         command.arg("--config").arg(self.directory.join("config.toml")).env_remove("NOTIFY_SOCKET");
         let log = self.daemon.log().to_owned();

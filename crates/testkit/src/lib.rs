@@ -11,6 +11,8 @@ pub mod containerd;
 pub mod cri;
 pub mod faults;
 pub mod frames;
+#[cfg(feature = "containerd")]
+pub mod gate;
 mod http;
 pub mod image;
 pub mod kube_api;

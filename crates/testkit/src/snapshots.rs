@@ -1,4 +1,4 @@
-//! A client of a snapshotter's own socket, for what containerd's clients other than ours send: labels above all.
+//! A client of the snapshot service, a snapshotter's own or containerd's: for what a pull sends, one call at a time.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,11 +24,17 @@ mod api {
 pub mod answering;
 
 pub use api::Mount;
+pub use tonic::Code;
+
 use api::snapshots_client::SnapshotsClient;
 
 /// A connection to a snapshotter. Calls block; not for use on an async thread.
 #[derive(Debug)]
-pub struct Snapshots(Connection);
+pub struct Snapshots {
+    connection: Connection,
+    /// What containerd keeps all that is made from its collector by.
+    lease: Option<String>,
+}
 
 impl Snapshots {
     /// Connects to a socket when the first call is made.
@@ -36,7 +42,13 @@ impl Snapshots {
     /// # Errors
     /// Where no runtime can be made for the calls.
     pub fn connect(socket: &Path) -> io::Result<Self> {
-        Ok(Self(connect(socket)?))
+        Ok(Self { connection: connect(socket)?, lease: None })
+    }
+
+    /// Makes what follows belong to a lease of containerd's.
+    #[must_use]
+    pub fn leased(self, lease: &str) -> Self {
+        Self { lease: Some(lease.to_owned()), ..self }
     }
 
     /// Prepares a snapshot in a namespace. A layer that is mounted lazily is answered by *already exists*.
@@ -58,9 +70,9 @@ impl Snapshots {
             parent: parent.to_owned(),
             labels,
         };
-        let request = within(namespace, message)?;
+        let request = self.within(namespace, message)?;
         let mut client = self.client();
-        Ok(self.0.runtime.block_on(client.prepare(request))?.into_inner().mounts)
+        Ok(self.connection.runtime.block_on(client.prepare(request))?.into_inner().mounts)
     }
 
     /// Makes a view of a committed snapshot.
@@ -73,9 +85,48 @@ impl Snapshots {
             key: key.to_owned(),
             parent: parent.to_owned(),
         };
-        let request = within(namespace, message)?;
+        let request = self.within(namespace, message)?;
         let mut client = self.client();
-        Ok(self.0.runtime.block_on(client.view(request))?.into_inner().mounts)
+        Ok(self.connection.runtime.block_on(client.view(request))?.into_inner().mounts)
+    }
+
+    /// Returns the mounts of an active snapshot.
+    ///
+    /// # Errors
+    /// What the service answers.
+    pub fn mounts(&self, namespace: &str, key: &str) -> Result<Vec<Mount>, tonic::Status> {
+        let message = api::MountsRequest { snapshotter: "soci".to_owned(), key: key.to_owned() };
+        let request = self.within(namespace, message)?;
+        let mut client = self.client();
+        Ok(self.connection.runtime.block_on(client.mounts(request))?.into_inner().mounts)
+    }
+
+    /// Commits an active snapshot under a name.
+    ///
+    /// # Errors
+    /// What the service answers.
+    pub fn commit(&self, namespace: &str, name: &str, key: &str) -> Result<(), tonic::Status> {
+        let message = api::CommitSnapshotRequest {
+            snapshotter: "soci".to_owned(),
+            name: name.to_owned(),
+            key: key.to_owned(),
+        };
+        let request = self.within(namespace, message)?;
+        let mut client = self.client();
+        self.connection.runtime.block_on(client.commit(request))?;
+        Ok(())
+    }
+
+    /// Returns whether a snapshot is a committed one.
+    ///
+    /// # Errors
+    /// What the service answers; *not found* where there is none.
+    pub fn is_committed(&self, namespace: &str, key: &str) -> Result<bool, tonic::Status> {
+        let message = api::StatSnapshotRequest { snapshotter: "soci".to_owned(), key: key.to_owned() };
+        let request = self.within(namespace, message)?;
+        let mut client = self.client();
+        let info = self.connection.runtime.block_on(client.stat(request))?.into_inner().info;
+        Ok(info.is_some_and(|info| info.kind() == api::Kind::Committed))
     }
 
     /// Removes a snapshot.
@@ -84,9 +135,9 @@ impl Snapshots {
     /// What the service answers.
     pub fn remove(&self, namespace: &str, key: &str) -> Result<(), tonic::Status> {
         let message = api::RemoveSnapshotRequest { snapshotter: "soci".to_owned(), key: key.to_owned() };
-        let request = within(namespace, message)?;
+        let request = self.within(namespace, message)?;
         let mut client = self.client();
-        self.0.runtime.block_on(client.remove(request))?;
+        self.connection.runtime.block_on(client.remove(request))?;
         Ok(())
     }
 
@@ -95,20 +146,27 @@ impl Snapshots {
     /// # Errors
     /// What the service answers.
     pub fn cleanup(&self, namespace: &str) -> Result<(), tonic::Status> {
-        let request = within(namespace, api::CleanupRequest { snapshotter: "soci".to_owned() })?;
+        let request = self.within(namespace, api::CleanupRequest { snapshotter: "soci".to_owned() })?;
         let mut client = self.client();
-        self.0.runtime.block_on(client.cleanup(request))?;
+        self.connection.runtime.block_on(client.cleanup(request))?;
         Ok(())
     }
 
     fn client(&self) -> SnapshotsClient<Channel> {
-        SnapshotsClient::new(self.0.channel.clone())
+        SnapshotsClient::new(self.connection.channel.clone())
     }
-}
 
-fn within<T>(namespace: &str, message: T) -> Result<Request<T>, tonic::Status> {
-    let mut request = Request::new(message);
-    let value = namespace.parse().map_err(|_| tonic::Status::invalid_argument("namespace"))?;
-    request.metadata_mut().insert("containerd-namespace", value);
-    Ok(request)
+    fn within<T>(&self, namespace: &str, message: T) -> Result<Request<T>, tonic::Status> {
+        let mut request = Request::new(message);
+        let mut set = |name: &'static str, value: &str| {
+            let value = value.parse().map_err(|_| tonic::Status::invalid_argument(name))?;
+            request.metadata_mut().insert(name, value);
+            Ok::<_, tonic::Status>(())
+        };
+        set("containerd-namespace", namespace)?;
+        if let Some(lease) = &self.lease {
+            set("containerd-lease", lease)?;
+        }
+        Ok(request)
+    }
 }

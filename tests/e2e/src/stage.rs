@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
 use serde_json::json;
 use soci_testkit::containerd::{self, Containerd, Programs, trust};
+use soci_testkit::gate::Gate;
 use soci_testkit::snapshotter::{self, Snapshotter};
 use soci_testkit::{AuthMode, TestRegistry, mounts};
 use tempfile::TempDir;
@@ -55,6 +56,8 @@ pub struct StageOptions {
     pub log_level: String,
     /// The image, below the registry, that containerd holds a pod's namespaces with.
     pub sandbox_image: Option<String>,
+    /// Whether containerd's calls to the daemon pass through a gate.
+    pub gated: bool,
     /// Variables of the daemon's environment beside those of every stage; they come last.
     pub env: Vec<(String, OsString)>,
     /// Where the logs go when the stage is taken down, or does not come up.
@@ -89,6 +92,7 @@ impl StageOptions {
             tmpfs: None,
             log_level: "debug".to_owned(),
             sandbox_image: None,
+            gated: false,
             env: Vec::new(),
             logs: None,
         })
@@ -122,6 +126,8 @@ pub struct Stage {
     pub containerd: Containerd,
     /// The daemon.
     pub snapshotter: Snapshotter,
+    /// Between the two, where the options say so.
+    pub gate: Option<Gate>,
     /// The registry.
     pub registry: Arc<TestRegistry>,
     /// The binaries under test.
@@ -186,11 +192,16 @@ impl Stage {
             },
         )
         .context("start the snapshotter")?;
+        let gate_socket = at.join("g.sock");
+        let gate = match options.gated {
+            true => Some(Gate::start(&gate_socket, &snapshotter.socket()).context("open the gate")?),
+            false => None,
+        };
         let containerd = Containerd::start(
             options.containerd,
             &containerd_directory,
             &containerd::Options {
-                snapshotter: snapshotter.socket(),
+                snapshotter: if gate.is_some() { gate_socket } else { snapshotter.socket() },
                 hosts,
                 sandbox_image: options.sandbox_image.as_ref().map(|name| registry.image(name)),
             },
@@ -199,6 +210,7 @@ impl Stage {
         Ok(Self {
             containerd,
             snapshotter,
+            gate,
             registry,
             binaries: options.binaries,
             _backstage: backstage,

@@ -145,7 +145,7 @@ fn a_containerd_restarted_in_the_middle_of_a_pull_pulls_again_and_leaks_nothing(
         (log.iter().filter(|seen| seen.request.path.contains("/blobs/")).count() > 2).then_some(())
     };
     assert!(wait::until(PATIENCE, blobs).is_some(), "the pull asks for no blobs");
-    stage.containerd.restart()?;
+    stage.containerd.restart(Signal::TERM)?;
     stage.registry.clear_faults();
     assert!(!pulling.join().unwrap_or(true), "the pull ended before containerd did");
     stage.pull_as_kubelet(&published)?;

@@ -18,9 +18,9 @@ use tonic::{Request, Response, Status};
 
 use super::api::snapshots_server::{Snapshots, SnapshotsServer};
 use super::api::{
-    CleanupRequest, Empty, Info, Kind, ListSnapshotsRequest, ListSnapshotsResponse, PrepareSnapshotRequest,
-    PrepareSnapshotResponse, RemoveSnapshotRequest, StatSnapshotRequest, StatSnapshotResponse,
-    ViewSnapshotRequest,
+    CleanupRequest, CommitSnapshotRequest, Empty, Info, Kind, ListSnapshotsRequest, ListSnapshotsResponse,
+    MountsRequest, PrepareSnapshotRequest, PrepareSnapshotResponse, RemoveSnapshotRequest,
+    StatSnapshotRequest, StatSnapshotResponse, ViewSnapshotRequest,
 };
 
 /// containerd's label of the snapshot that a pull wants to have in the end.
@@ -117,6 +117,14 @@ impl Snapshots for Service {
         &self,
         _: Request<ViewSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
+        Err(only_pulls())
+    }
+
+    async fn mounts(&self, _: Request<MountsRequest>) -> Result<Response<PrepareSnapshotResponse>, Status> {
+        Err(only_pulls())
+    }
+
+    async fn commit(&self, _: Request<CommitSnapshotRequest>) -> Result<Response<Empty>, Status> {
         Err(only_pulls())
     }
 }

@@ -6,14 +6,15 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use soci_snapshotter_grpc::proto::snapshots as wire;
 use soci_testkit::TestRegistry;
-use soci_testkit::layer_gen::{Attr, LayerBuilder, Numbers};
+use soci_testkit::layer_gen::{Attr, EntryType, Layer, LayerBuilder, Numbers};
 use support::image::{Published, publish};
 use support::stage::{CONFIG, Stage, chains, pull_layer, registry};
 use tonic::Code;
@@ -42,7 +43,7 @@ impl Victim {
         let registry = registry().await;
         let big = Numbers::new(5).bytes(2_500_000);
         let lazy = LayerBuilder::new().file("big", &Attr::default(), &big).gzip();
-        let unpacked = LayerBuilder::new().file("small", &Attr::default(), b"small\n").gzip();
+        let unpacked = unpacked();
         let published = publish(&registry, "team/app", vec![lazy, unpacked], |number| number == 0);
         let mut stage = Stage::new(&registry, CONFIG).await;
         let killer = stage.dir.path().join("killer.so");
@@ -103,16 +104,19 @@ impl Victim {
         layers
     }
 
-    /// Mounts the image and reads the large file; nothing when the daemon dies meanwhile.
+    /// Mounts the image, reads the large file and looks at the others; nothing when the daemon dies meanwhile.
     async fn read(&mut self) -> Option<Vec<u8>> {
         let top = chains(&self.published).pop().unwrap();
         let answer = self.stage.prepare("container", &top, Default::default()).await.ok()?;
         let merged = self.stage.mount(&answer);
-        let read = tokio::task::spawn_blocking(move || fs::read(merged.join("big")).ok()).await.unwrap();
+        let look = move || Some((fs::read(merged.join("big")).ok()?, shown(&merged.join("d")).ok()?));
+        let read = tokio::task::spawn_blocking(look).await.unwrap();
         self.stage.unmount();
         let container = wire::RemoveSnapshotRequest { key: "container".to_owned(), ..Default::default() };
         self.stage.client.remove(container).await.ok()?;
-        read
+        let (big, shown) = read?;
+        assert_eq!(shown, SHOWN);
+        Some(big)
     }
 
     /// Removes the image as far as the daemon lives; returns whether all of it went.
@@ -150,6 +154,45 @@ impl Victim {
         assert_eq!(self.stage.fuse_mounts(), 0, "killed {step}");
         self.stage.end(Signal::KILL);
     }
+}
+
+/// A layer that the daemon unpacks, with something of each kind.
+fn unpacked() -> Layer {
+    let linked = Attr::mode(0o4755).owned(5, 6).xattr("user.key", b"value");
+    LayerBuilder::new()
+        .dir("d", &Attr::mode(0o750).owned(3, 4))
+        .file("d/file", &linked, b"small\n")
+        .hard_link("d/hard", "d/file", &linked)
+        .symlink("d/link", "file")
+        .device("d/null", &Attr::mode(0o666), EntryType::Char, 1, 3)
+        .file("d/implied/file", &Attr::default(), b"")
+        .whiteout("d/gone")
+        .gzip()
+}
+
+/// What [`shown`] says of the directory of [`unpacked`].
+const SHOWN: &str = "40750 3:4, 104755 5:6 2 value small, 1:3, file";
+
+fn shown(at: &Path) -> std::io::Result<String> {
+    let (directory, hard) = (fs::metadata(at)?, fs::metadata(at.join("hard"))?);
+    let null = fs::metadata(at.join("null"))?.rdev();
+    let mut value = [0; 16];
+    let length = rustix::fs::lgetxattr(at.join("file"), "user.key", &mut value)?;
+    Ok(format!(
+        "{:o} {}:{}, {:o} {}:{} {} {} {}, {}:{}, {}",
+        directory.mode(),
+        directory.uid(),
+        directory.gid(),
+        hard.mode(),
+        hard.uid(),
+        hard.gid(),
+        hard.nlink(),
+        String::from_utf8_lossy(&value[..length]),
+        fs::read_to_string(at.join("link"))?.trim_end(),
+        rustix::fs::major(null),
+        rustix::fs::minor(null),
+        fs::read_link(at.join("link"))?.display(),
+    ))
 }
 
 /// Has `work` done by one daemon after another, each killed one step later than the one before, until one lives. Which steps there
@@ -193,8 +236,16 @@ fn matches(pattern: &str, path: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_step_of_a_start_or_a_pull_what_was_answered_is_there() {
-    let certain =
-        ["lock*", "*trial/merged", "ztocs/tmp/*", "ztocs/sha256*", "*snapshots/1/record", "*snapshots/2/fs"];
+    let certain = [
+        "lock*",
+        "*trial/merged",
+        "ztocs/tmp/*",
+        "ztocs/sha256*",
+        "*snapshots/1/record",
+        "*snapshots/2/fs",
+        "*unpack/d/hard",
+        "*unpack/d/null",
+    ];
     let work = async |victim: &mut Victim| {
         victim.arm();
         if victim.stage.start_if_it_lives().await { victim.pull().await } else { 0 }

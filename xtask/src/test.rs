@@ -1,6 +1,7 @@
 //! Every test, set-up included: what the README names and what CI runs.
 //!
-//! Tests that need root or /dev/fuse fail with that reason where it is missing; nothing is skipped in silence.
+//! Tests that need root or /dev/fuse fail with that reason where it is missing; nothing is skipped in silence. The one thing that
+//! a machine may refuse, a systemd in a container, is named in the summary where it does.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
@@ -18,8 +19,14 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     succeed(&mut cargo(&["build", "--workspace", "--bins"]))?;
     heading("test: unit, property, fixtures, FUSE, end to end, documentation examples");
     let binaries = target()?.join("debug");
+    let not_run = target()?.join("not-run");
+    std::fs::write(&not_run, "").with_context(|| format!("empty {}", not_run.display()))?;
     let mut command = cargo(&["test", "--workspace", "--no-fail-fast", "--"]);
-    command.args(arguments).env("SOCI_BIN_DIR", binaries).stdout(Stdio::piped());
+    command
+        .args(arguments)
+        .env("SOCI_BIN_DIR", binaries)
+        .env("SOCI_NOT_RUN", &not_run)
+        .stdout(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("start {}", line(&command)))?;
     let mut tally = Tally::default();
     if let Some(output) = child.stdout.take() {
@@ -42,6 +49,10 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     heading("summary");
     for name in &tally.failures {
         println!("failed: {name}");
+    }
+    let left_out = std::fs::read_to_string(&not_run);
+    for text in left_out.with_context(|| format!("read {}", not_run.display()))?.lines() {
+        println!("NOT RUN on this machine: {text}");
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
     if tally.ignored > 0 {

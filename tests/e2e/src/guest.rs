@@ -4,7 +4,7 @@
 //! namespaces of its own; the network is the machine's. Dropping the guest ends and removes all of it.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -135,8 +135,9 @@ impl Guest {
             std::fs::write(units.join(unit), "[Unit]\nDescription=guest\nDefaultDependencies=no\n")?;
         }
         std::fs::create_dir(self.groups())?;
-        if let Err(refusal) = output(&mut self.script(ALLOWED_SCRIPT)) {
-            return Ok(Boot::Refused(refusal.to_string()));
+        let asked = self.script(ALLOWED_SCRIPT).stdin(Stdio::null()).output()?;
+        if !asked.status.success() {
+            return Ok(Boot::Refused(String::from_utf8_lossy(&asked.stderr).into_owned()));
         }
         let command = self.script(BOOT_SCRIPT);
         let log = self.directory.path().join("systemd.log");

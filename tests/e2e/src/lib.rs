@@ -16,6 +16,7 @@ pub mod images;
 pub mod interrupt;
 pub mod keyring;
 pub mod layout;
+pub mod not_run;
 pub mod planted;
 pub mod publish;
 pub mod pull;

@@ -178,7 +178,8 @@ fn status(error: Error) -> Status {
         Code::InvalidArgument => Status::invalid_argument(message),
         Code::FailedPrecondition => Status::failed_precondition(message),
         Code::Unavailable => {
-            tracing::warn!(error = message, "call failed");
+            // The outage behind it is one line of the log, however many calls meet it.
+            tracing::debug!(error = message, "call failed");
             Status::unavailable(message)
         }
         Code::Unimplemented => Status::unimplemented(message),

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::join_all;
+use parking_lot::Mutex;
 use soci_oci::{labels, with_causes};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -35,7 +36,7 @@ mod layer;
 pub const VERDICT_LABEL: &str = "containerd.io/snapshot/soci.verdict";
 /// How many mounts are brought back at once at start.
 const RESTORE_AT_ONCE: usize = 16;
-/// Pauses between attempts to bring back a mount that failed: the first, and the longest.
+/// Pauses between attempts to bring back mounts that failed: the first, and the longest.
 const RESTORE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
 /// What the operations depend on.
@@ -112,6 +113,10 @@ struct Inner {
     userxattr: bool,
     layers: Jobs<layer::Key, layer::Done>,
     restores: Jobs<u64, Result<(), RestoreError>>,
+    /// By snapshot: mounts that could not be brought back, until they are. Each was logged when it came here.
+    degraded: Mutex<HashMap<u64, Arc<Record>>>,
+    /// Told when one more is degraded.
+    degrading: Notify,
     verdicts: Verdicts,
     removed: Notify,
     tracker: TaskTracker,
@@ -143,6 +148,8 @@ impl Snapshotter {
             userxattr: settings.userxattr,
             layers: Jobs::new(tracker.clone()),
             restores: Jobs::new(tracker.clone()),
+            degraded: Mutex::default(),
+            degrading: Notify::new(),
             verdicts: Verdicts::new(settings.observer, tracker.clone(), stop.clone()),
             removed: Notify::new(),
             tracker,
@@ -151,6 +158,8 @@ impl Snapshotter {
         let this = Self(inner);
         let reclaimer = this.clone();
         this.0.tracker.spawn(async move { reclaimer.reclaim_when_removed().await });
+        let restorer = this.clone();
+        this.0.tracker.spawn(async move { restorer.restore_degraded().await });
         Ok((this, findings))
     }
 
@@ -338,32 +347,26 @@ impl Snapshotter {
             );
         }
         let failed = self.bring_all_back(whole).await;
-        for (record, error) in &failed {
-            let (key, cause) = (&record.name, with_causes(error));
-            tracing::warn!(
-                key,
-                error = cause,
-                "failed to restore remote snapshot {key}; it is tried again in the background"
-            );
-        }
-        // What was lost needs no pause: only the others have failed already.
-        let degraded: Vec<_> = failed.into_iter().map(|(record, _)| record).collect();
-        let restored = Restored { total, degraded: degraded.len() + lost.len() };
+        let restored = Restored { total, degraded: failed + lost.len() };
         Arc::clone(&self.0.provider).told_all(lost.clone()).await;
-        if restored.degraded > 0 {
+        if !lost.is_empty() {
             let this = self.clone();
-            self.0.tracker.spawn(async move { this.retry(lost, degraded).await });
+            self.0.tracker.spawn(async move { this.bring_all_back_until_stopped(lost).await });
         }
         restored
     }
 
-    /// Brings back what it can of `records`, and returns the rest with what stands against it.
-    async fn bring_all_back(&self, records: Vec<Arc<Record>>) -> Vec<(Arc<Record>, RestoreError)> {
-        let restoring = futures::stream::iter(records).map(|record| async move {
-            let done = self.bring_back(&record).await;
-            done.err().map(|error| (record, error))
-        });
-        restoring.buffer_unordered(RESTORE_AT_ONCE).filter_map(std::future::ready).collect().await
+    /// Brings back what it can of `records`, and returns how many it could not.
+    async fn bring_all_back(&self, records: Vec<Arc<Record>>) -> usize {
+        let restoring =
+            futures::stream::iter(records).map(|record| async move { self.bring_back(&record).await });
+        let failed =
+            restoring.buffer_unordered(RESTORE_AT_ONCE).filter(|done| std::future::ready(done.is_err()));
+        failed.count().await
+    }
+
+    async fn bring_all_back_until_stopped(&self, records: Vec<Arc<Record>>) {
+        self.0.stop.run_until_cancelled(self.bring_all_back(records)).await;
     }
 
     /// Ends all background work of this service, and unmounts every layer first when `unmount`.
@@ -393,35 +396,27 @@ impl Snapshotter {
         }
     }
 
-    /// Tries to bring back `lost` at once and `failed` after a pause, and again what still fails, until nothing is left.
-    async fn retry(&self, lost: Vec<Arc<Record>>, mut failed: Vec<Arc<Record>>) {
-        let (mut pause, longest) = RESTORE_PAUSE;
-        let mut next = lost;
+    /// Tries again and again to bring back what is degraded, with pauses that grow until there is news.
+    async fn restore_degraded(&self) {
+        let (first, longest) = RESTORE_PAUSE;
+        let mut pause = first;
         loop {
-            let count = next.len();
-            let still = tokio::select! {
-                still = self.bring_all_back(next) => still,
-                () = self.0.stop.cancelled() => return,
-            };
-            if still.len() < count {
-                let (back, left) = (count - still.len(), still.len() + failed.len());
-                tracing::info!(back, left, "remote snapshots that had failed are restored");
-            }
-            for (record, error) in still {
-                tracing::debug!(key = %record.name, error = %with_causes(&error), "still not restored");
-                failed.push(record);
-            }
-            if failed.is_empty() {
-                return;
-            }
+            let idle = self.0.degraded.lock().is_empty();
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = self.0.degrading.notified() => {
+                    pause = first;
+                    continue;
+                }
+                () = tokio::time::sleep(pause), if !idle => {}
                 () = self.0.stop.cancelled() => return,
             }
             pause = (pause * 2).min(longest);
-            let exists =
-                |record: &Arc<Record>| self.0.store.get(&record.name).is_ok_and(|now| now.id == record.id);
-            next = std::mem::take(&mut failed).into_iter().filter(exists).collect();
+            let degraded = {
+                let mut degraded = self.0.degraded.lock();
+                degraded.retain(|_, record| self.0.exists(record));
+                degraded.values().cloned().collect()
+            };
+            self.bring_all_back_until_stopped(degraded).await;
         }
     }
 
@@ -499,7 +494,7 @@ impl Snapshotter {
         }
         self.bring_back(&ancestor.record).await.map_err(|error| {
             let id = ancestor.dir.id();
-            tracing::warn!(key = %ancestor.record.name, error = %with_causes(&error), "layer is unavailable");
+            tracing::debug!(key = %ancestor.record.name, error = %with_causes(&error), "layer is unavailable");
             Error::because(Code::Unavailable, format!("layer \"{id}\" unavailable: unavailable"), error)
         })?;
         Ok(self.0.provider.lower(&ancestor.dir).path)
@@ -512,19 +507,53 @@ impl Snapshotter {
             let dir = inner.store.dir(id);
             let restored = match &record.lazy {
                 Some(lazy) if !inner.provider.lower(&dir).served => inner.provider.restore(lazy, &dir).await,
-                _ => return Ok(()),
+                _ => Ok(()),
             };
             // Removed meanwhile: what was released then is there again now.
-            if !inner.store.get(&record.name).is_ok_and(|now| now.id == id) {
+            if !inner.exists(&record) {
                 if let Err(error) = inner.provider.release(&dir).await {
                     tracing::warn!(key = %record.name, error = %with_causes(&error), "cannot unmount a removed layer");
                 }
+                inner.degraded.lock().remove(&id);
                 inner.removed.notify_one();
+                return restored;
             }
+            inner.note_restored(record, &restored);
             restored
         };
         let lost = |_| RestoreError { message: "restoring the mount ended without a result".to_owned() };
         self.0.restores.run(id, restore).await.map_err(lost)?
+    }
+}
+
+impl Inner {
+    /// Whether the snapshot of `record` was not removed.
+    fn exists(&self, record: &Record) -> bool {
+        self.store.get(&record.name).is_ok_and(|now| now.id == record.id)
+    }
+
+    /// Notes whether a mount is degraded, and says so when that changes.
+    fn note_restored(&self, record: Arc<Record>, restored: &Result<(), RestoreError>) {
+        let key = record.name.clone();
+        match restored {
+            Ok(()) if self.degraded.lock().remove(&record.id).is_some() => {
+                tracing::info!(key, "remote snapshot {key} that had failed is restored");
+            }
+            Ok(()) => {}
+            Err(error) => {
+                let error = with_causes(error);
+                if self.degraded.lock().insert(record.id, record).is_none() {
+                    self.degrading.notify_one();
+                    tracing::warn!(
+                        key,
+                        error,
+                        "failed to restore remote snapshot {key}; it is tried again in the background"
+                    );
+                } else {
+                    tracing::debug!(key, error, "still not restored");
+                }
+            }
+        }
     }
 }
 

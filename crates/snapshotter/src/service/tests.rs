@@ -471,6 +471,34 @@ async fn a_mount_that_cannot_be_restored_is_unavailable_until_it_can() {
     assert!(bench.prepare("container", "sha256:one", None).await.is_ok());
 }
 
+async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_logged_once_however_often_it_is_met() {
+    let (log, _guard) = soci_testkit::log::capture();
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    for outage in 1..=2 {
+        *bench.script.restore_fails.lock() = true;
+        bench.script.mounted.lock().clear();
+        for number in 0..5 {
+            let error = bench.prepare(&format!("container-{number}"), "sha256:one", None).await.unwrap_err();
+            assert_eq!(error.code(), Code::Unavailable);
+        }
+        let tried = bench.script.restores.load(Ordering::Relaxed);
+        until(|| bench.script.restores.load(Ordering::Relaxed) > tried + 2).await;
+        assert_eq!(log.warnings(""), outage, "{}", log.text());
+        assert_eq!(log.warnings("failed to restore remote snapshot sha256:one"), outage);
+        *bench.script.restore_fails.lock() = false;
+        until(|| !bench.script.mounted.lock().is_empty()).await;
+    }
+    assert_eq!(log.text().matches("sha256:one that had failed is restored").count(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_was_lost_is_restored_in_the_background_and_not_swept_before() {
     let bench = Bench::new(Script::default(), PullModes::default());

@@ -377,6 +377,13 @@ impl LayerProvider for Live {
         let _ = tokio::task::spawn_blocking(move || self.sweep()).await;
     }
 
+    async fn broken(&self) -> Vec<u64> {
+        self.ground.hub.broken().await;
+        let broken: HashMap<_, _> = self.mounts.lock().extract_if(|_, mounted| mounted.is_broken()).collect();
+        // With it go the last copies of the devices, and with those the waits of readers.
+        broken.into_keys().collect()
+    }
+
     async fn shutdown(&self) {
         self.stop.cancel();
         self.tracker.close();

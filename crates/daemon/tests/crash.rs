@@ -130,6 +130,33 @@ async fn a_lost_ztoc_is_fetched_again_and_the_rest_is_served_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn mounts_that_were_aborted_are_mounted_again_without_a_pull() {
+    let registry = registry().await;
+    let (layers, big) = layers();
+    let published = publish(&registry, "team/app", layers, |_| true);
+    let mut stage = Stage::new(&registry, CONFIG).await;
+    stage.pull(&published).await;
+    let mounts = soci_testkit::mounts::fuse(stage.dir.path()).unwrap();
+    let mounts: Vec<PathBuf> = mounts.into_iter().map(|mount| mount.at).collect();
+    assert_eq!(mounts.len(), 3);
+    for at in &mounts {
+        // Their connections end, they stay because they are in use: dead.
+        let _in_use = fs::File::open(at).unwrap();
+        let forced = rustix::mount::unmount(at, UnmountFlags::FORCE);
+        assert_eq!(forced, Err(rustix::io::Errno::BUSY));
+    }
+    until("all serve again", async || {
+        let mounts = mounts.clone();
+        let listed = move || mounts.iter().all(|at| fs::read_dir(at).is_ok_and(|names| names.count() > 0));
+        tokio::task::spawn_blocking(listed).await.unwrap()
+    })
+    .await;
+    assert_eq!(stage.messages("the layer is no longer served").len(), 3, "each is told of once");
+    assert_eq!(stage.fuse_mounts(), 3, "the dead ones are gone");
+    check(&mut stage, &published, &big).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn restarts_by_each_signal_keep_what_was_pulled() {
     let registry = registry().await;
     let (layers, big) = layers();

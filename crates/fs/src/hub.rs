@@ -17,6 +17,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
 use crate::session::{Connection, Scratch, Served};
 
@@ -51,6 +52,8 @@ struct Shared {
     stopping: AtomicBool,
     next: AtomicU64,
     connections: RwLock<HashMap<u64, Arc<Connection>>>,
+    /// Told when a session broke.
+    broken: Notify,
 }
 
 impl FuseHub {
@@ -68,6 +71,7 @@ impl FuseHub {
             stopping: AtomicBool::new(false),
             next: AtomicU64::new(STOP + 1),
             connections: RwLock::new(HashMap::new()),
+            broken: Notify::new(),
         });
         let hub = Self { inner: Arc::new(Inner { shared, runtime, threads: Mutex::new(Vec::new()) }) };
         for number in 0..threads.max(1) {
@@ -86,6 +90,11 @@ impl FuseHub {
     /// Returns how many mounts are served.
     pub fn mounts(&self) -> usize {
         self.inner.shared.connections.read().len()
+    }
+
+    /// Returns when a session [broke](crate::Session::is_broken) since it was last asked. For one who asks; cancel-safe.
+    pub async fn broken(&self) {
+        self.inner.shared.broken.notified().await;
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -127,7 +136,7 @@ impl Shared {
             match connection.serve_one(scratch) {
                 Served::One => {}
                 Served::Idle => return,
-                Served::Ended => return self.remove(key, &connection),
+                Served::Ended => return self.ended(key, &connection),
             }
         }
         // Requests may be left whose edge is used up: setting the event anew raises it again, behind the others.
@@ -136,7 +145,15 @@ impl Shared {
         if let Err(errno) = again
             && errno != Errno::NOENT
         {
-            tracing::error!(layer = ?connection, %errno, "cannot wait for requests of a layer");
+            connection.end(errno);
+            self.ended(key, &connection);
+        }
+    }
+
+    fn ended(&self, key: u64, connection: &Connection) {
+        self.remove(key, connection);
+        if connection.is_broken() {
+            self.broken.notify_one();
         }
     }
 }

@@ -5,6 +5,7 @@
 //! work whether the layer is below overlayfs or bound alone.
 
 use std::ffi::CString;
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -65,6 +66,29 @@ pub enum MountError {
 pub struct FuseDevice {
     fd: OwnedFd,
     at: PathBuf,
+    number: Result<Number, Errno>,
+}
+
+/// The number of a mounted file system: no two have the same at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Number {
+    major: u32,
+    minor: u32,
+}
+
+impl Number {
+    /// Returns that of what is mounted on `at`, without asking whoever serves it.
+    fn of(at: &Path) -> Result<Self, Errno> {
+        let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(CWD, at, flags, StatxFlags::empty())?;
+        Ok(Self { major: stat.stx_dev_major, minor: stat.stx_dev_minor })
+    }
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
 }
 
 impl FuseDevice {
@@ -76,7 +100,7 @@ impl FuseDevice {
         rustix::fs::fcntl_getfl(&fd)
             .and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK))
             .map_err(MountError::Device)?;
-        Ok(Self { fd, at: at.to_owned() })
+        Ok(Self { fd, at: at.to_owned(), number: Number::of(at) })
     }
 
     /// Returns where it is mounted.
@@ -84,11 +108,14 @@ impl FuseDevice {
         &self.at
     }
 
-    /// Returns the number of the mount's file system in the form `major:minor`, without asking whoever serves it.
-    pub(crate) fn number(&self) -> Result<String, Errno> {
-        let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-        let stat = rustix::fs::statx(CWD, &self.at, flags, StatxFlags::empty())?;
-        Ok(format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor))
+    /// Returns the number of the mount's file system.
+    pub(crate) fn number(&self) -> Result<Number, Errno> {
+        self.number
+    }
+
+    /// Whether the mount is in its place: neither unmounted nor detached nor covered by another. Asks nobody who serves.
+    pub(crate) fn in_place(&self) -> bool {
+        self.number.is_ok() && self.number == Number::of(&self.at)
     }
 }
 
@@ -114,7 +141,7 @@ pub fn mount(at: &Path, options: &MountOptions) -> Result<FuseDevice, MountError
     let data = CString::new(data).map_err(zero)?;
     rustix::mount::mount(source, at, kind, MountFlags::RDONLY, data.as_c_str())
         .map_err(|source| MountError::Mount { at: at.to_owned(), source })?;
-    Ok(FuseDevice { fd, at: at.to_owned() })
+    Ok(FuseDevice { fd, at: at.to_owned(), number: Number::of(at) })
 }
 
 /// How a mount is taken off.

@@ -84,7 +84,7 @@ impl Session {
             set_read_ahead(&device, kb);
         }
         let at = device.at().to_owned();
-        let (ended, _) = watch::channel(false);
+        let (ending, _) = watch::channel(Ending::No);
         let connection = Arc::new(Connection {
             device,
             fs,
@@ -92,7 +92,7 @@ impl Session {
             pending: Pending::default(),
             turns: Arc::new(Semaphore::new(options.max_waiting.max(1))),
             runtime: hub.runtime().clone(),
-            ended,
+            ending,
         });
         let key = hub.add(&connection)?;
         if !fresh {
@@ -121,16 +121,22 @@ impl Session {
         self.connection.pending.len()
     }
 
-    /// Whether the mount is gone.
+    /// Whether it is served no more.
     pub fn has_ended(&self) -> bool {
-        *self.connection.ended.borrow()
+        *self.connection.ending.borrow() != Ending::No
     }
 
-    /// Returns when the mount is gone: unmounted and used by nobody any more, or aborted.
+    /// Whether it is served no more though its mount is in place: whoever comes to that fails or waits. Those who wait get
+    /// their error when this session is dropped.
+    pub fn is_broken(&self) -> bool {
+        self.connection.is_broken()
+    }
+
+    /// Returns when it is served no more: unmounted and used by nobody any more, aborted, or broken.
     pub async fn ended(&self) {
-        let mut ended = self.connection.ended.subscribe();
+        let mut ending = self.connection.ending.subscribe();
         // The sender lives as long as `self`.
-        let _ = ended.wait_for(|ended| *ended).await;
+        let _ = ending.wait_for(|ending| *ending != Ending::No).await;
     }
 }
 
@@ -170,7 +176,17 @@ pub(crate) struct Connection {
     /// Turns to wait for bytes.
     turns: Arc<Semaphore>,
     runtime: Handle,
-    ended: watch::Sender<bool>,
+    ending: watch::Sender<Ending>,
+}
+
+/// Whether, and how, serving a mount ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    No,
+    /// The mount is gone.
+    Gone,
+    /// The mount is in place.
+    Broken,
 }
 
 /// What one look at the device gave.
@@ -180,7 +196,7 @@ pub(crate) enum Served {
     One,
     /// There is none.
     Idle,
-    /// The mount is gone.
+    /// There will be none.
     Ended,
 }
 
@@ -211,11 +227,10 @@ impl Connection {
             Err(Errno::AGAIN) => return Served::Idle,
             // NOENT: the request was taken back while it was read.
             Err(Errno::INTR | Errno::NOENT) => return Served::One,
-            Err(Errno::NODEV) => return self.end(None),
-            Err(errno) => return self.end(Some(errno)),
+            Err(errno) => return self.end(errno),
         };
         let Some(request) = Request::parse(scratch.input.get(..len).unwrap_or_default()) else {
-            return self.end(Some(Errno::PROTO));
+            return self.end(Errno::PROTO);
         };
         scratch.output.clear();
         let unique = request.header.unique;
@@ -274,13 +289,28 @@ impl Connection {
         }
     }
 
-    fn end(&self, trouble: Option<Errno>) -> Served {
-        if let Some(errno) = trouble {
+    /// Ends serving because of `errno`, which is NODEV when the mount is gone or was aborted.
+    pub(crate) fn end(&self, errno: Errno) -> Served {
+        self.pending.close();
+        let ending =
+            if errno != Errno::NODEV || self.device.in_place() { Ending::Broken } else { Ending::Gone };
+        // Several threads may come here.
+        let first = self.ending.send_if_modified(|now| {
+            let first = *now == Ending::No;
+            if first {
+                *now = ending;
+            }
+            first
+        });
+        if first && ending == Ending::Broken {
             tracing::error!(layer = self.fs.layer(), %errno, "cannot read requests: the layer is no longer served");
         }
-        self.pending.close();
-        self.ended.send_replace(true);
         Served::Ended
+    }
+
+    /// Whether serving ended though the mount is in place.
+    pub(crate) fn is_broken(&self) -> bool {
+        *self.ending.borrow() == Ending::Broken
     }
 
     fn log(&self, written: Result<(), Errno>) {

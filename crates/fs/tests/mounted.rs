@@ -516,6 +516,46 @@ fn another_session_goes_on_with_a_mount_and_answers_what_is_left_open() {
     assert_eq!(walk(&mounted.at).unwrap().len(), 23);
 }
 
+/// Serves a mount through a socket in the place of its device, so that what comes from there can be anything.
+#[test]
+fn a_session_that_cannot_go_on_is_told_of_and_its_readers_fail_once_it_is_dropped() {
+    let machine = Machine::new();
+    let mut mounted = machine.mount_tar(&rich());
+    let device = mounted.session().as_fd().try_clone_to_owned().unwrap();
+    let init = *mounted.session().init();
+    drop(mounted.session.take());
+    let (socket, kernel) = std::os::unix::net::UnixStream::pair().unwrap();
+    let fs = LayerFs::new(tree(&rich()), Source::new(rich(), Behaviour::Cached), fs_options());
+    let served = FuseDevice::inherited(socket.into(), &mounted.at).unwrap();
+    let init = InitReply { features: 0, ..init };
+    mounted.session =
+        Some(Session::serve(served, Some(init), fs, &ServeOptions::default(), &machine.hub).unwrap());
+    assert!(!mounted.session().is_broken());
+    std::io::Write::write_all(&mut &kernel, b"no request").unwrap();
+    let broken = async { tokio::time::timeout(Duration::from_secs(60), machine.hub.broken()).await };
+    machine.runtime.block_on(broken).expect("nobody was told");
+    assert!(mounted.session().is_broken() && mounted.session().has_ended());
+    assert_eq!(machine.hub.mounts(), 0);
+    drop((mounted.session.take(), device));
+    let error = fs::read(mounted.at.join("page")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(Errno::NOTCONN.raw_os_error()));
+}
+
+#[test]
+fn a_mount_that_was_aborted_is_broken_and_one_that_was_unmounted_is_not() {
+    let machine = Machine::new();
+    let (aborted, unmounted) = (machine.mount_tar(&rich()), machine.mount_tar(&rich()));
+    assert!(soci_fs::unmount(&unmounted.at, Unmount::Detach).unwrap());
+    machine.runtime.block_on(unmounted.session().ended());
+    // As umount --force does it: the mount stays because it is in use.
+    let _in_use = File::open(aborted.at.join("page")).unwrap();
+    let forced = rustix::mount::unmount(&aborted.at, rustix::mount::UnmountFlags::FORCE);
+    assert_eq!(forced, Err(Errno::BUSY));
+    machine.runtime.block_on(aborted.session().ended());
+    assert!(aborted.session().is_broken());
+    assert!(!unmounted.session().is_broken());
+}
+
 #[test]
 fn free_space_is_that_of_the_local_file_system() {
     let machine = Machine::new();

@@ -70,6 +70,12 @@ pub trait LayerProvider: Send + Sync + std::fmt::Debug {
         let _ = later;
     }
 
+    /// Waits for mounts that can no longer be served though nobody took them away, and returns their snapshots, for
+    /// `restore` to bring them back. Who waited in one of them has been told already. Cancel-safe; called by one at a time.
+    async fn broken(&self) -> Vec<u64> {
+        std::future::pending().await
+    }
+
     /// Ends all work in the background and waits for it. Mounts are not touched.
     async fn shutdown(&self) {}
 

@@ -160,6 +160,8 @@ impl Snapshotter {
         this.0.tracker.spawn(async move { reclaimer.reclaim_when_removed().await });
         let restorer = this.clone();
         this.0.tracker.spawn(async move { restorer.restore_degraded().await });
+        let replacer = this.clone();
+        this.0.tracker.spawn(async move { replacer.replace_broken().await });
         Ok((this, findings))
     }
 
@@ -417,6 +419,23 @@ impl Snapshotter {
                 degraded.values().cloned().collect()
             };
             self.bring_all_back_until_stopped(degraded).await;
+        }
+    }
+
+    /// Brings back mounts that broke.
+    async fn replace_broken(&self) {
+        loop {
+            let broken = tokio::select! {
+                broken = self.0.provider.broken() => broken,
+                () = self.0.stop.cancelled() => return,
+            };
+            let records = self.0.store.list().into_iter().filter(|record| broken.contains(&record.id));
+            self.bring_all_back_until_stopped(records.collect()).await;
+            // So that one that breaks again at once is not all that is done here.
+            tokio::select! {
+                () = tokio::time::sleep(RESTORE_PAUSE.0) => {}
+                () = self.0.stop.cancelled() => return,
+            }
         }
     }
 

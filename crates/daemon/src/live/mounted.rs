@@ -152,9 +152,14 @@ impl Mounted {
         self.session.at()
     }
 
-    /// Whether the mount is still there.
+    /// Whether it is still served.
     pub fn serves(&self) -> bool {
         !self.session.has_ended()
+    }
+
+    /// Whether it serves no more though the mount is in place.
+    pub fn is_broken(&self) -> bool {
+        self.session.is_broken()
     }
 
     /// Returns mode and owner of the root directory.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use soci_oci::Digest;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use super::*;
 use crate::plan::{ImageFacts, LayerFacts, LayerRequest, ResolveError, ResolveErrorKind};
@@ -29,6 +29,9 @@ struct Script {
     /// Lazy mounts wait for a permit.
     gate: Option<Semaphore>,
     mounted: Mutex<HashSet<u64>>,
+    /// Told when mounts broke, and which.
+    breaking: Notify,
+    broken: Mutex<Vec<u64>>,
     facts: AtomicUsize,
     mounts: AtomicUsize,
     unpacks: AtomicUsize,
@@ -103,6 +106,11 @@ impl LayerProvider for Script {
 
     fn lower(&self, at: &SnapshotDir) -> Lower {
         Lower { path: at.fs(), served: self.mounted.lock().contains(&at.id()) }
+    }
+
+    async fn broken(&self) -> Vec<u64> {
+        self.breaking.notified().await;
+        std::mem::take(&mut self.broken.lock())
     }
 
     async fn unmount(&self, at: &SnapshotDir) -> Result<(), ReleaseError> {
@@ -471,10 +479,47 @@ async fn a_mount_that_cannot_be_restored_is_unavailable_until_it_can() {
     assert!(bench.prepare("container", "sha256:one", None).await.is_ok());
 }
 
+impl Script {
+    fn breaks(&self, id: u64) {
+        self.mounted.lock().remove(&id);
+        self.broken.lock().push(id);
+        self.breaking.notify_one();
+    }
+}
+
 async fn until(condition: impl Fn() -> bool) {
     while !condition() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_that_breaks_is_replaced_without_being_asked_for() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    bench.pull("k2", "sha256:one", "sha256:two").await;
+    let restores = || bench.script.restores.load(Ordering::Relaxed);
+    bench.script.breaks(1);
+    until(|| bench.script.mounted.lock().len() == 2).await;
+    assert_eq!(restores(), 1);
+    // Again, and what stands against it passes.
+    *bench.script.restore_fails.lock() = true;
+    bench.script.breaks(2);
+    until(|| restores() > 3).await;
+    assert!(!bench.script.mounted.lock().contains(&2));
+    *bench.script.restore_fails.lock() = false;
+    until(|| bench.script.mounted.lock().len() == 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_that_breaks_and_is_removed_meanwhile_is_not_tried_again() {
+    let bench = Bench::new(Script::default(), PullModes::default());
+    bench.pull("k1", "", "sha256:one").await;
+    *bench.script.restore_fails.lock() = true;
+    bench.script.breaks(1);
+    until(|| bench.script.restores.load(Ordering::Relaxed) > 1).await;
+    bench.snapshotter.remove("sha256:one").await.unwrap();
+    until(|| bench.snapshotter.0.degraded.lock().is_empty()).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -243,9 +243,16 @@ async fn step(background: &Background, layer: &Arc<LayerCore>, mut turn: Turn) {
         }
         return;
     };
-    let wanted = batch.spans.iter().map(|span| layer.compressed_len(*span)).sum();
-    if batch.class == FetchClass::Background && !layer.shared.cache.has_room(wanted) {
+    let len = |span: &SpanId| match batch.form {
+        SpanForm::Plain => layer.plain_len(*span),
+        SpanForm::Compressed => layer.compressed_len(*span),
+    };
+    let wanted = batch.spans.iter().map(len).sum();
+    if !layer.shared.cache.has_room(wanted, batch.class) {
         layer.meter.count(Event::NotCached, batch.spans.len() as u64);
+        if batch.class == FetchClass::Prefetch {
+            relist(layer, &batch);
+        }
         return background.back(turn, Some(settings.max_backoff));
     }
     let permits = batch.spans.iter().filter_map(|span| layer.bring(*span, batch.form, batch.class)).collect();
@@ -253,8 +260,7 @@ async fn step(background: &Background, layer: &Arc<LayerCore>, mut turn: Turn) {
     background.back(Turn { layer: turn.layer.clone(), worked: true, ..turn }, None);
     let failed = fetch::bring(layer, permits, background.max_range()).await.is_err();
     if failed && batch.class == FetchClass::Prefetch {
-        let mut list = layer.listed.lock();
-        batch.spans.iter().rev().for_each(|span| list.push_front(*span));
+        relist(layer, &batch);
     }
     let mut state = background.state.lock();
     let Some(queued) = state.queue.iter_mut().find(|queued| queued.layer.ptr_eq(&turn.layer)) else { return };
@@ -268,6 +274,12 @@ async fn step(background: &Background, layer: &Arc<LayerCore>, mut turn: Turn) {
     } else {
         queued.failures = 0;
     }
+}
+
+/// Puts a range of the prefetch list back in front.
+fn relist(layer: &LayerCore, batch: &Batch) {
+    let mut list = layer.listed.lock();
+    batch.spans.iter().rev().for_each(|span| list.push_front(*span));
 }
 
 /// Returns the next range of what a layer lacks, or `None` when nothing is left to start.

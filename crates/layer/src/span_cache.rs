@@ -10,7 +10,8 @@
 //! in the cache was verified before it was put there.
 //!
 //! The size limit holds for the sum of file sizes. At the limit the least recently used entries go, but never one that
-//! is being read, and never to make room for background work. One daemon uses a root at a time.
+//! is being read, and never to make room for background work. What a prefetch list names takes the place of what nobody
+//! asked for, and of nothing else. One daemon uses a root at a time.
 //!
 //! Lock order: `index`, then `handles`. No file is touched under either, but for renames and removals, which need the
 //! index to be true. All calls block on the local disk.
@@ -117,7 +118,7 @@ impl SpanCache {
         if let Some(over) =
             cache.max_bytes.and_then(|max| cache.usage().checked_sub(max)).filter(|over| *over > 0)
         {
-            cache.evict(over);
+            cache.evict(over, FetchClass::OnDemand);
         }
         Ok(Arc::new(cache))
     }
@@ -148,7 +149,7 @@ impl SpanCache {
     fn make_temporary(&self) -> io::Result<()> {
         let temporary = self.root.join("tmp");
         let made = match make_dir(&temporary) {
-            Err(error) if is_full(&error) && self.evict(1) > 0 => make_dir(&temporary),
+            Err(error) if is_full(&error) && self.evict(1, FetchClass::OnDemand) > 0 => make_dir(&temporary),
             made => made,
         };
         match made {
@@ -257,7 +258,7 @@ impl SpanCache {
         let written = match self.write(&temporary, key, payload) {
             // The disk is full below our limit: others use it. Ours may go to make room for what a reader needs.
             Err(error) if is_full(&error) && class == FetchClass::OnDemand => {
-                if self.evict(bytes.saturating_mul(2)) == 0 {
+                if self.evict(bytes.saturating_mul(2), class) == 0 {
                     Err(error)
                 } else {
                     self.write(&temporary, key, payload)
@@ -310,20 +311,28 @@ impl SpanCache {
         if class == FetchClass::Background {
             return self.set_aside(bytes, for_background(max)).ok();
         }
+        if class == FetchClass::Prefetch && !self.has_room(bytes, class) {
+            return None;
+        }
         let missing = match self.set_aside(bytes, max) {
             Ok(room) => return Some(room),
             Err(missing) => missing,
         };
         // In a large cache a little more than needed, so that the next ones need not sort again.
         let more = if max / EVICTED > bytes { max / EVICTED } else { 0 };
-        self.evict(missing.saturating_add(more));
+        self.evict(missing.saturating_add(more), class);
         self.set_aside(bytes, max).ok()
     }
 
-    /// Whether there is room for `bytes` of background work, within the limit and on the disk: what is fetched and then not
-    /// stored is fetched for nothing.
-    pub(crate) fn has_room(&self, bytes: u64) -> bool {
-        let within = |max: u64| self.set_aside(bytes, for_background(max)).is_ok();
+    /// Whether there is room for `bytes` of what no reader waits for, within the limit and on the disk: what is fetched and
+    /// then not stored is fetched for nothing.
+    pub(crate) fn has_room(&self, bytes: u64, class: FetchClass) -> bool {
+        let within = |max: u64| {
+            if class == FetchClass::Background {
+                return self.set_aside(bytes, for_background(max)).is_ok();
+            }
+            self.set_aside(bytes, max).err().is_none_or(|missing| missing <= self.index.lock().unasked())
+        };
         // What cannot be told is found out.
         self.max_bytes.is_none_or(within) && free_bytes(&self.root).map_or(true, |free| free > bytes)
     }
@@ -340,13 +349,14 @@ impl SpanCache {
         }
     }
 
-    /// Removes least recently used entries of at least `bytes` in all. Returns how many went.
-    fn evict(&self, bytes: u64) -> usize {
+    /// Removes least recently used entries of at least `bytes` in all, of those that may go for `class`. Returns how many
+    /// went.
+    fn evict(&self, bytes: u64, class: FetchClass) -> usize {
         let mut index = self.index.lock();
         let mut handles = self.handles.lock();
         let held =
             |key: &SpanKey| handles.iter().any(|(held, entry)| held == key && Arc::strong_count(entry) > 1);
-        let victims = index.victims(bytes, held);
+        let victims = index.victims(bytes, class, held);
         handles.retain(|(key, _)| !victims.contains(key));
         drop(handles);
         for key in &victims {

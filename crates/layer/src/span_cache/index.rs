@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use soci_oci::Digest;
+use soci_oci::{Digest, FetchClass};
 use soci_ztoc::SpanId;
 
 use super::SpanKey;
@@ -21,15 +21,19 @@ pub(super) struct CacheIndex {
 #[derive(Debug, Clone, Copy)]
 struct Known {
     bytes: u64,
+    /// The tick of its last use, or [`UNASKED`].
     used: u64,
 }
+
+/// Stands for the last use of what nobody asked for: before all others.
+const UNASKED: u64 = 0;
 
 impl CacheIndex {
     /// Adds an entry, or replaces it: as just used, or as one that nobody asked for yet, which goes before all that were
     /// used.
     pub(super) fn insert(&mut self, key: &SpanKey, bytes: u64, asked_for: bool) {
         self.tick += 1;
-        let known = Known { bytes, used: if asked_for { self.tick } else { 0 } };
+        let known = Known { bytes, used: if asked_for { self.tick } else { UNASKED } };
         let old = self.layers.entry(key.ztoc).or_default().insert((key.span, key.form), known);
         self.total = self.total + bytes - old.map_or(0, |old| old.bytes);
     }
@@ -91,9 +95,20 @@ impl CacheIndex {
         self.layers.keys().copied().collect()
     }
 
-    /// Returns entries, least recently used first, that together hold at least `bytes`; fewer when `held` ones are in
-    /// the way.
-    pub(super) fn victims(&self, bytes: u64, held: impl Fn(&SpanKey) -> bool) -> Vec<SpanKey> {
+    /// Returns the bytes of entries that nobody asked for.
+    pub(super) fn unasked(&self) -> u64 {
+        let all = self.layers.values().flat_map(HashMap::values);
+        all.filter(|known| known.used == UNASKED).map(|known| known.bytes).sum()
+    }
+
+    /// Returns entries, least recently used first, that may go for `class` and together hold at least `bytes`; fewer when
+    /// `held` ones are in the way.
+    pub(super) fn victims(
+        &self,
+        bytes: u64,
+        class: FetchClass,
+        held: impl Fn(&SpanKey) -> bool,
+    ) -> Vec<SpanKey> {
         let mut all: Vec<(u64, u64, SpanKey)> = self
             .layers
             .iter()
@@ -106,8 +121,11 @@ impl CacheIndex {
         all.sort_unstable_by_key(|(used, ..)| *used);
         let mut freed = 0;
         let mut victims = Vec::new();
-        for (_, size, key) in all {
+        for (used, size, key) in all {
             if freed >= bytes {
+                break;
+            }
+            if class <= FetchClass::Prefetch && used != UNASKED {
                 break;
             }
             if !held(&key) {

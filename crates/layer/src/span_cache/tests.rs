@@ -161,7 +161,7 @@ fn the_least_recently_used_goes_and_background_work_evicts_nothing() {
     for span in 0..3 {
         assert_eq!(put(&cache, &plain(span), &bytes, FetchClass::ReadAhead).unwrap(), Stored::Yes);
     }
-    assert!(!cache.has_room(1));
+    assert!(!cache.has_room(1, FetchClass::Background));
     assert_eq!(put(&cache, &plain(3), &bytes, FetchClass::Background).unwrap(), Stored::NoRoom);
     assert_eq!((cache.usage(), temporaries(dir.path())), (3 * one, 0));
     // The first is used, the second is being read: the third goes.
@@ -188,17 +188,43 @@ fn what_nobody_asked_for_goes_first_and_does_not_fill_what_readers_made_room_in(
     let bytes = content(1000);
     assert_eq!(put(&cache, &plain(0), &bytes, FetchClass::OnDemand).unwrap(), Stored::Yes);
     let stored = (1..).take_while(|span| {
-        assert_eq!(cache.has_room(one), *span < 124, "span {span}");
+        assert_eq!(cache.has_room(one, FetchClass::Background), *span < 124, "span {span}");
         put(&cache, &plain(*span), &bytes, FetchClass::Background).unwrap() == Stored::Yes
     });
     assert_eq!(stored.count(), 123, "a part is left free");
     for span in 200..300 {
         assert_eq!(put(&cache, &plain(span), &bytes, FetchClass::OnDemand).unwrap(), Stored::Yes);
-        assert!(!cache.has_room(one));
+        assert!(!cache.has_room(one, FetchClass::Background));
     }
     let spans = cache.spans(&plain(0).ztoc);
     assert!(spans.contains(&SpanId(0)), "what was read stays, though it is the oldest");
     assert!((200..300).all(|span| spans.contains(&SpanId(span))));
+}
+
+#[test]
+fn a_prefetch_list_takes_the_place_of_what_nobody_asked_for_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = entry::file_size(1000);
+    let cache = open(dir.path(), Some(64 * one));
+    let bytes = content(1000);
+    for span in 0..10 {
+        assert_eq!(put(&cache, &plain(span), &bytes, FetchClass::OnDemand).unwrap(), Stored::Yes);
+    }
+    let fill = (100..).take_while(|span| {
+        put(&cache, &plain(*span), &bytes, FetchClass::Background).unwrap() == Stored::Yes
+    });
+    assert_eq!(fill.count(), 52);
+    let stored = (200..).take_while(|span| {
+        let room = cache.has_room(one, FetchClass::Prefetch);
+        let stored = put(&cache, &plain(*span), &bytes, FetchClass::Prefetch).unwrap();
+        assert_eq!(room, stored == Stored::Yes, "span {span}");
+        room
+    });
+    assert_eq!(stored.count(), 54, "all but what was read");
+    let spans = cache.spans(&plain(0).ztoc);
+    assert!((0..10).all(|span| spans.contains(&SpanId(span))), "{spans:?}");
+    // A reader comes before both.
+    assert_eq!(put(&cache, &plain(300), &bytes, FetchClass::OnDemand).unwrap(), Stored::Yes);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! [`Live`] is the snapshotter's [`LayerProvider`]. It joins the crates that know one thing each: the index is found by
 //! [`session`], its zTOCs are fetched by [`artifacts`], stored by [`ztocs`] and kept by [`claims`]; [`mounting`] mounts a layer, now or
-//! again; its tree, reader and FUSE session are made by [`mounted`]; [`listed`] has what its prefetch artifact names fetched
+//! again; its tree, reader and FUSE session are made by [`mounted`], and its zTOC is had again by [`kept`]; [`listed`] has what its prefetch artifact names fetched
 //! first; a layer without zTOC is unpacked by [`unpack`]; [`below`] tells what a layer implies; [`observe`] shows all of it.
 //!
 //! What must hold: a record returned by `mount_lazy` suffices to mount again without network or containerd, and all that it
@@ -17,7 +17,6 @@ use anyhow::Context;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use soci_auth::AuthBoard;
-use soci_auth::board::Pin;
 use soci_fs::{FuseHub, HeaderCheck, OpaqueXattr};
 use soci_layer::unpack::Below;
 use soci_layer::{BackgroundSettings, LayerPool, Settings as ReaderSettings, SpanCache};
@@ -43,6 +42,7 @@ pub mod artifacts;
 pub mod below;
 pub mod claims;
 pub mod content;
+mod kept;
 mod listed;
 pub mod mounted;
 mod mounting;
@@ -54,6 +54,7 @@ pub mod ztocs;
 use below::{Layers, Lower as Beneath};
 use claims::Claims;
 use content::LocalContent;
+use kept::PulledAs;
 use listed::List;
 use mounted::{Ground, Mounted};
 use session::{Image, Sessions};
@@ -83,8 +84,8 @@ pub struct Live {
     mount_timeout: Duration,
     /// By snapshot.
     mounts: Mutex<HashMap<u64, Arc<Mounted>>>,
-    /// By snapshot: keeps the credentials of pulls that its layer may still need, oldest first.
-    pins: Mutex<HashMap<u64, Vec<Pin>>>,
+    /// By snapshot: the images that its layer was pulled as, oldest first.
+    pulls: Mutex<HashMap<u64, Vec<PulledAs>>>,
     /// Told when a layer was mounted or has gone.
     changed: Arc<Notify>,
     tracker: TaskTracker,
@@ -153,7 +154,7 @@ impl Live {
             prefetch: config.prefetch,
             mount_timeout: config.mount_timeout,
             mounts: Mutex::default(),
-            pins: Mutex::default(),
+            pulls: Mutex::default(),
             changed: Arc::default(),
             tracker,
             stop,
@@ -343,11 +344,11 @@ impl LayerProvider for Live {
         let Some(reader) = mounted.reader() else { return };
         let source = self.registry.repository(&layer.image).blob(&layer.layer, reader.size());
         mounted.share(reader.also(source));
-        let pin = self.board.pin(&layer.image.key());
+        let pull = self.pulled(layer.into(), &layer.image);
         // One that was released meanwhile has none.
-        if let Some(pins) = self.pins.lock().get_mut(&at.id()) {
-            pins.drain(..(pins.len() + 1).saturating_sub(MAX_REFERENCES));
-            pins.push(pin);
+        if let Some(pulls) = self.pulls.lock().get_mut(&at.id()) {
+            pulls.drain(..(pulls.len() + 1).saturating_sub(MAX_REFERENCES));
+            pulls.push(pull);
         }
     }
 
@@ -421,7 +422,7 @@ impl LayerProvider for Live {
 
     async fn release(&self, at: &SnapshotDir) -> Result<(), ReleaseError> {
         self.unmount(at).await?;
-        self.pins.lock().remove(&at.id());
+        self.pulls.lock().remove(&at.id());
         if let Some(ztoc) = self.claims.unclaim(at.id()) {
             if !self.claims.is_claimed(&ztoc) {
                 self.sessions.abandon(&ztoc);

@@ -130,6 +130,27 @@ async fn a_lost_ztoc_is_fetched_again_and_the_rest_is_served_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ztocs_damaged_under_the_daemon_are_fetched_again_when_they_are_needed() {
+    let registry = registry().await;
+    let (layers, big) = layers();
+    let published = publish(&registry, "team/app", layers, |_| true);
+    let mut stage = Stage::new(&registry, CONFIG).await;
+    stage.pull(&published).await;
+    let file = |ztoc: &soci_oci::Digest| stage.state().join("ztocs/sha256").join(ztoc.hex());
+    let whole: Vec<Vec<u8>> = published.ztocs.iter().map(|ztoc| fs::read(file(ztoc)).unwrap()).collect();
+    for (ztoc, bytes) in published.ztocs.iter().zip(&whole) {
+        let damaged: Vec<u8> = bytes.iter().map(|byte| byte ^ 1).collect();
+        fs::write(file(ztoc), damaged).unwrap();
+    }
+    let files: Vec<PathBuf> = published.ztocs.iter().map(file).collect();
+    check(&mut stage, &published, &big).await;
+    let again = stage.messages("a lost or damaged zTOC was fetched again").len();
+    assert!(again > 0, "nothing needed one: {:#?}", stage.log.lock().unwrap());
+    let mended = files.iter().zip(&whole).filter(|(file, bytes)| fs::read(file).unwrap() == **bytes);
+    assert_eq!(mended.count(), again, "each once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn mounts_that_were_aborted_are_mounted_again_without_a_pull() {
     let registry = registry().await;
     let (layers, big) = layers();

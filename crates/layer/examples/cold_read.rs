@@ -128,8 +128,8 @@ fn rss_mb() -> u64 {
 fn open(layer: &Layer, cache: &Path, source: Arc<dyn BlobSource>) -> (Arc<LayerPool>, Arc<LayerReader>) {
     let cache = SpanCache::open(cache, CacheSettings::default()).unwrap();
     let pool = LayerPool::new(cache, Settings::default(), Meters::default());
-    let spec =
-        LayerSpec { ztoc: layer.digest, ztoc_file: layer.ztoc.clone(), spans: Arc::clone(&layer.spans) };
+    let ztoc_file = Arc::new(layer.ztoc.clone());
+    let spec = LayerSpec { ztoc: layer.digest, ztoc_file, spans: Arc::clone(&layer.spans) };
     let reader = pool.open(spec, source);
     (pool, reader)
 }

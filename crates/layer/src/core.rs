@@ -4,7 +4,6 @@
 //! end when it closes.
 
 use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -15,6 +14,7 @@ use soci_oci::{Digest, FetchClass, FetchContext, Priority};
 use soci_ztoc::{SpanId, SpanTable};
 use tokio_util::sync::CancellationToken;
 
+use crate::mend::{Mending, ZtocFile};
 use crate::meters::LayerMeter;
 use crate::pool::Shared;
 use crate::readahead::{Access, ReadAhead};
@@ -37,8 +37,9 @@ pub(crate) struct LayerCore {
     pub(crate) meter: Arc<dyn LayerMeter>,
     /// Cancelled when the last reader is gone.
     pub(crate) closed: CancellationToken,
-    /// Where the zTOC is stored at present.
-    pub(crate) file: Mutex<PathBuf>,
+    /// The zTOC as it is stored at present.
+    pub(crate) file: Mutex<Arc<dyn ZtocFile>>,
+    pub(crate) mending: Mending,
     ahead: Mutex<ReadAhead>,
     /// Spans that readers touched.
     pub(crate) touched: Mutex<Touched>,
@@ -68,7 +69,7 @@ impl LayerCore {
     pub(crate) fn new(
         id: LayerId,
         ztoc: Digest,
-        file: PathBuf,
+        file: Arc<dyn ZtocFile>,
         spans: Arc<SpanTable>,
         shared: Arc<Shared>,
     ) -> Self {
@@ -83,6 +84,7 @@ impl LayerCore {
             meter,
             closed: CancellationToken::new(),
             file: Mutex::new(file),
+            mending: Mending::default(),
             ahead: Mutex::default(),
             touched: Mutex::default(),
             listed: Mutex::default(),
@@ -179,10 +181,14 @@ impl LayerCore {
         if self.is_pressing(class) { self.shared.demand.during(work).await } else { work.await }
     }
 
+    /// Returns the zTOC as it is stored at present.
+    pub(crate) fn file(&self) -> Arc<dyn ZtocFile> {
+        self.file.lock().clone()
+    }
+
     /// Returns the window of a span. Blocks on the local disk.
     pub(crate) fn window(&self, span: SpanId) -> Result<soci_ztoc::Window, ReadError> {
-        let file = self.file.lock().clone();
-        window::load(&file, &self.spans, span)
+        window::load(self.file().path(), &self.spans, span)
     }
 
     /// Returns how long a span is when inflated.

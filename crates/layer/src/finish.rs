@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use soci_oci::FetchClass;
-use soci_ztoc::{SpanId, SpanInflate};
+use soci_ztoc::{SpanId, SpanInflate, Window};
 
 use crate::budget::Grant;
 use crate::core::LayerCore;
@@ -17,7 +17,7 @@ use crate::meters::Event;
 use crate::slot::{FetchPermit, SpanForm};
 use crate::sources::SourceId;
 use crate::span_cache::Stored;
-use crate::{ReadError, ReadErrorKind, fetch, verify};
+use crate::{ReadError, ReadErrorKind, fetch, mend, verify};
 
 /// Waiters are looked at after this much of the compressed span.
 const STEP: usize = 32 << 10;
@@ -85,7 +85,18 @@ fn work(core: &Arc<LayerCore>, arrived: Arrived) {
             }
         }
     }
-    match inflate(core, &permit, &compressed) {
+    let window = match core.window(id) {
+        Ok(window) => window,
+        Err(error) => {
+            // What has come need not come again.
+            if !core.has(id, SpanForm::Compressed) {
+                store(core, id, SpanForm::Compressed, &compressed, permit.priority().class());
+            }
+            drop((grant, compressed));
+            return mend::mend(core, permit, error);
+        }
+    };
+    match inflate(core, &permit, &window, &compressed) {
         Ok(bytes) => {
             drop(compressed);
             let class = permit.priority().class();
@@ -132,16 +143,20 @@ fn mismatch(core: &Arc<LayerCore>, permit: FetchPermit, origin: Origin, source: 
     permit.fail(&ReadError::new(ReadErrorKind::Integrity, message));
 }
 
-fn inflate(core: &LayerCore, permit: &FetchPermit, compressed: &[u8]) -> Result<Bytes, ReadError> {
+fn inflate(
+    core: &LayerCore,
+    permit: &FetchPermit,
+    window: &Window,
+    compressed: &[u8],
+) -> Result<Bytes, ReadError> {
     let id = permit.id();
     let wrong =
         |error| ReadError::because(ReadErrorKind::Integrity, format!("inflating {}", core.name(id)), error);
-    let window = core.window(id)?;
     let len = usize::try_from(core.plain_len(id)).map_err(|_| {
         ReadError::new(ReadErrorKind::Local, format!("{} does not fit into memory", core.name(id)))
     })?;
     let mut out = core.shared.buffers.take(len);
-    let mut inflater = SpanInflate::new(&core.spans, id, &window).map_err(wrong)?;
+    let mut inflater = SpanInflate::new(&core.spans, id, window).map_err(wrong)?;
     for step in compressed.chunks(STEP) {
         let valid = inflater.feed(step, &mut out).map_err(wrong)?;
         permit.serve(&out[..valid.min(len)]);

@@ -18,6 +18,7 @@ mod error;
 mod fetch;
 mod finish;
 mod hold;
+mod mend;
 mod meters;
 mod pool;
 mod read;
@@ -37,6 +38,7 @@ mod window;
 mod workers;
 
 pub use error::{ReadError, ReadErrorKind};
+pub use mend::ZtocFile;
 pub use meters::{Event, LayerMeter, MeterFactory, Meters};
 pub use pool::{Gauges, LayerPool, LayerSpec};
 pub use read::{RangeRead, ReadChunks};

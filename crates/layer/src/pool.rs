@@ -5,7 +5,6 @@
 //! cached spans stay until they are evicted or removed.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -23,15 +22,15 @@ use crate::reader::LayerReader;
 use crate::recent::Recent;
 use crate::sources::SourceId;
 use crate::workers::Workers;
-use crate::{Meters, Settings, SpanCache};
+use crate::{Meters, Settings, SpanCache, ZtocFile};
 
 /// What a layer is made of.
 #[derive(Debug, Clone)]
 pub struct LayerSpec {
     /// Digest of the zTOC.
     pub ztoc: Digest,
-    /// Where the zTOC is stored: decoder windows are read from it as long as the layer is open.
-    pub ztoc_file: PathBuf,
+    /// The zTOC as it is stored: decoder windows are read from it as long as the layer is open.
+    pub ztoc_file: Arc<dyn ZtocFile>,
     /// Its spans, from the decoded zTOC.
     pub spans: Arc<SpanTable>,
 }
@@ -116,7 +115,7 @@ impl LayerPool {
         let mut layers = self.layers.lock();
         let open = layers.entry(spec.ztoc).or_insert_with(|| {
             let id = self.next.fetch_add(1, Ordering::Relaxed);
-            let (file, spans) = (spec.ztoc_file.clone(), Arc::clone(&spec.spans));
+            let (file, spans) = (Arc::clone(&spec.ztoc_file), Arc::clone(&spec.spans));
             Open {
                 core: Arc::new(LayerCore::new(id, spec.ztoc, file, spans, Arc::clone(&self.shared))),
                 readers: 0,

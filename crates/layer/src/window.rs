@@ -14,10 +14,7 @@ use crate::{ReadError, ReadErrorKind};
 /// Returns the window that span `id` starts from. Blocks on the local disk.
 pub(crate) fn load(file: &Path, spans: &SpanTable, id: SpanId) -> Result<Window, ReadError> {
     let window = spans.window(id);
-    let what = || {
-        let file = file.display();
-        format!("reading the start of span {} from {file}, which a new pull of the image replaces", id.0)
-    };
+    let what = || format!("reading the start of span {} from {}", id.0, file.display());
     let len = usize::try_from(window.range.end.saturating_sub(window.range.start))
         .map_err(|_| ReadError::new(ReadErrorKind::Local, what()))?;
     let mut bytes = vec![0; len];

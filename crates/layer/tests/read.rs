@@ -5,12 +5,14 @@
 mod support;
 
 use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use soci_layer::{LayerReader, RangeRead, ReadErrorKind, Settings};
-use soci_oci::FetchErrorKind;
+use soci_layer::{LayerReader, LayerSpec, RangeRead, ReadErrorKind, Settings, ZtocFile};
+use soci_oci::{FetchContext, FetchError, FetchErrorKind};
 use soci_ztoc::{SpanId, UncompressedOffset};
 use support::{Fault, Layer, PATIENCE, Rig, Script, settings, soon, tar_of, until};
 
@@ -259,20 +261,117 @@ async fn a_span_larger_than_the_budget_is_read() {
     assert_eq!(read(&reader, 2_000_000, 5000).await, Ok(expected(&layer, 2_000_000, 5000)));
 }
 
+/// A stored zTOC that is had again as its script says.
+#[derive(Debug)]
+struct Mended {
+    path: PathBuf,
+    whole: bytes::Bytes,
+    fails: AtomicBool,
+    fetched: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl ZtocFile for Mended {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    async fn fetch_again(&self, _: &FetchContext) -> Result<(), FetchError> {
+        self.fetched.fetch_add(1, Ordering::Relaxed);
+        // As long as others have the time to come.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if self.fails.load(Ordering::Relaxed) {
+            return Err(FetchError::new(FetchErrorKind::Denied, "refused by the script"));
+        }
+        std::fs::write(&self.path, &self.whole).unwrap();
+        Ok(())
+    }
+}
+
+/// Damages each window of a stored zTOC.
+fn damage(layer: &Layer, file: &Path) {
+    let mut damaged = layer.ztoc.to_vec();
+    for span in 0..layer.spans.len() {
+        let window = layer.spans.window(SpanId(span)).range;
+        if !window.is_empty() {
+            damaged[usize::try_from(window.start).unwrap() + 5] ^= 1;
+        }
+    }
+    std::fs::write(file, damaged).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_ztoc_file_is_an_error_and_not_wrong_bytes() {
     let layer = layer();
     let rig = Rig::new(settings());
     let reader = rig.open(&layer, &layer.source());
-    let file = layer.spec(rig.dir.path()).ztoc_file;
-    let window = layer.spans.window(SpanId(3)).range;
-    let mut damaged = layer.ztoc.to_vec();
-    damaged[usize::try_from(window.start).unwrap() + 5] ^= 1;
-    std::fs::write(&file, damaged).unwrap();
+    let spec = layer.spec(rig.dir.path());
+    let file = spec.ztoc_file.path();
+    damage(&layer, file);
     let at = layer.spans.uncompressed(SpanId(3)).start.0;
     assert_eq!(read(&reader, at, 10).await, Err(ReadErrorKind::Integrity));
-    std::fs::write(&file, &layer.ztoc).unwrap();
+    std::fs::write(file, &layer.ztoc).unwrap();
     assert_eq!(read(&reader, at, 10).await, Ok(expected(&layer, at, 10)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_or_lost_ztoc_file_is_fetched_again_once_while_readers_wait() {
+    let layer = layer();
+    for lost in [false, true] {
+        let rig = Rig::new(settings());
+        let spec = layer.spec(rig.dir.path());
+        let path = spec.ztoc_file.path().to_owned();
+        let file = Arc::new(Mended {
+            path: path.clone(),
+            whole: layer.ztoc.clone(),
+            fails: AtomicBool::new(false),
+            fetched: AtomicUsize::new(0),
+        });
+        let source = layer.source();
+        let spec = LayerSpec { ztoc_file: file.clone(), ..spec };
+        let reader = rig.pool.open(spec, source.clone());
+        if lost {
+            std::fs::remove_file(&path).unwrap();
+        } else {
+            damage(&layer, &path);
+        }
+        assert_eq!(read(&reader, 0, layer.tar.len()).await.unwrap(), layer.tar);
+        rig.quiet().await;
+        assert_eq!(file.fetched.load(Ordering::Relaxed), 1, "for all spans");
+        let bytes: u64 = source.opened().iter().map(|range| range.end - range.start).sum();
+        assert!(
+            bytes < layer.blob.len() as u64 + 1000,
+            "{bytes} bytes were fetched for a layer of {}",
+            layer.blob.len()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ztoc_file_that_cannot_be_had_again_is_an_error_with_pauses_and_heals() {
+    let layer = layer();
+    let rig = Rig::new(settings());
+    let spec = layer.spec(rig.dir.path());
+    let path = spec.ztoc_file.path().to_owned();
+    let file = Arc::new(Mended {
+        path: path.clone(),
+        whole: layer.ztoc.clone(),
+        fails: AtomicBool::new(true),
+        fetched: AtomicUsize::new(0),
+    });
+    let reader = rig.pool.open(LayerSpec { ztoc_file: file.clone(), ..spec }, layer.source());
+    damage(&layer, &path);
+    let at = layer.spans.uncompressed(SpanId(3)).start.0;
+    for _ in 0..20 {
+        assert_eq!(read(&reader, at, 10).await, Err(ReadErrorKind::Denied));
+    }
+    assert!(file.fetched.load(Ordering::Relaxed) < 10, "each read asks");
+    file.fails.store(false, Ordering::Relaxed);
+    let end = soon();
+    while read(&reader, at, 10).await != Ok(expected(&layer, at, 10)) {
+        assert!(Instant::now() < end, "it does not heal");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

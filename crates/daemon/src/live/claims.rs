@@ -64,6 +64,11 @@ impl Claims {
         Some((ztoc, first))
     }
 
+    /// Returns the snapshots that claim `ztoc`, in order.
+    pub fn snapshots(&self, ztoc: &Digest) -> Vec<u64> {
+        self.state.lock().claimed.get(ztoc).into_iter().flatten().copied().collect()
+    }
+
     /// Whether a snapshot claims `ztoc`.
     pub fn is_claimed(&self, ztoc: &Digest) -> bool {
         self.state.lock().claimed.contains_key(ztoc)
@@ -159,6 +164,7 @@ mod tests {
         assert_eq!(claims.ended().await, [ztoc]);
         assert!(!deleted(), "two snapshots");
         assert_eq!((claims.of(1), claims.of(2)), (Some((ztoc, true)), Some((ztoc, false))));
+        assert_eq!(claims.snapshots(&ztoc), [1, 2]);
         assert_eq!(claims.unclaim(1), Some(ztoc));
         assert_eq!(claims.unclaim(1), None);
         assert!(!deleted(), "one snapshot");

@@ -11,7 +11,7 @@ use soci_fs::{
 };
 use soci_index::prefetch::Prefetch;
 use soci_layer::unpack::{Below, DirAttr};
-use soci_layer::{LayerPool, LayerReader, LayerSpec};
+use soci_layer::{LayerPool, LayerReader, LayerSpec, ZtocFile};
 use soci_oci::{BlobSource, Digest, with_causes};
 use soci_snapshotter::SnapshotDir;
 use soci_snapshotter::provider::{DirOwner, ImpliedDir, MAX_REFERENCES, SetbackKind, Xattr};
@@ -47,8 +47,8 @@ pub struct Plan {
     pub layer: Digest,
     /// The zTOC.
     pub ztoc: Digest,
-    /// Where the zTOC is stored.
-    pub ztoc_file: PathBuf,
+    /// The zTOC as it is stored.
+    pub ztoc_file: Arc<dyn ZtocFile>,
     /// The zTOC, decoded.
     pub decoded: Ztoc,
     /// Whether no file has extended attributes.

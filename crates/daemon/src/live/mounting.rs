@@ -7,10 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use soci_oci::{
-    BlobSource, Descriptor, Digest, FetchClass, FetchContext, FetchErrorKind, ImageRef, media_type,
-    with_causes,
-};
+use soci_oci::{BlobSource, Digest, FetchClass, FetchContext, FetchErrorKind, ImageRef, with_causes};
 use soci_snapshotter::plan::ResolveErrorKind;
 use soci_snapshotter::provider::{ImpliedDir, Reference, SetbackKind};
 use soci_snapshotter::{Ancestor, LayerRequest, MountRecord, ResolveError, SnapshotDir};
@@ -20,6 +17,7 @@ use super::Live;
 use super::artifacts::Ready;
 use super::below::Layers;
 use super::content::LocalBlob;
+use super::kept::PulledAs;
 use super::listed::List;
 use super::mounted::{self, Asked, Failed, Mounted, Plan};
 use super::session::Image;
@@ -62,7 +60,7 @@ impl Live {
             List::coming(coming.clone(), layer.layer, image.repository.clone(), content, at)
         });
         let mounted = self.admit(at, mounted, list);
-        self.pins.lock().insert(at.id(), vec![self.board.pin(&layer.image.key())]);
+        self.pulls.lock().insert(at.id(), vec![self.pulled(layer.into(), &layer.image)]);
         Ok(MountRecord {
             references: vec![Reference::from(layer)],
             layer: layer.layer,
@@ -112,7 +110,7 @@ impl Live {
         let plan = Plan {
             layer: layer.layer,
             ztoc: ready.digest,
-            ztoc_file: self.ztocs.path(&ready.digest),
+            ztoc_file: self.kept(&ready.digest, ready.size),
             decoded,
             disable_xattrs: ready.disable_xattrs,
             sources: vec![image.repository.blob(&layer.layer, layer_size)],
@@ -150,17 +148,17 @@ impl Live {
         self.claims.claim(at.id(), record.ztoc);
         let old = self.mounts.lock().remove(&at.id());
         let mut sources: Vec<Arc<dyn BlobSource>> = Vec::new();
-        let mut pins = Vec::new();
+        let mut pulls = Vec::new();
         for reference in &record.references {
             let image = parse(reference)?;
             sources.push(self.registry.repository(&image).blob(&record.layer, record.layer_size));
-            pins.push(self.board.pin(&image.key()));
+            pulls.push(self.pulled(reference.clone(), &image));
         }
         let here = record.references.first().map(|reference| {
             let content = self.local(&reference.namespace);
             Arc::new(LocalBlob::new(content, record.layer, record.layer_size)) as Arc<dyn BlobSource>
         });
-        self.pins.lock().insert(at.id(), pins);
+        self.pulls.lock().insert(at.id(), pulls);
         let (ztocs, digest, size) = (Arc::clone(&self.ztocs), record.ztoc, record.ztoc_size);
         let stored = tokio::task::spawn_blocking(move || read(&ztocs, &digest, size));
         let bytes = match stored.await.map_err(|error| error.to_string())?? {
@@ -174,15 +172,15 @@ impl Live {
         let reference = reference.map(|reference| reference.image.clone()).unwrap_or_default();
         let series = self.metrics.series(&record.layer);
         let list = self.recorded_list(record, at)?;
-        let (ground, ztocs, at_dir, record) =
-            (Arc::clone(&self.ground), Arc::clone(&self.ztocs), at.clone(), record.clone());
+        let ztoc_file = self.kept(&record.ztoc, record.ztoc_size);
+        let (ground, at_dir, record) = (Arc::clone(&self.ground), at.clone(), record.clone());
         let mounted = tokio::task::spawn_blocking(move || {
             drop(old);
             mounted::clear(&at_dir).map_err(|error| with_causes(&error))?;
             let plan = Plan {
                 layer: record.layer,
                 ztoc: record.ztoc,
-                ztoc_file: ztocs.path(&record.ztoc),
+                ztoc_file,
                 decoded: decode(&record.ztoc, bytes)?,
                 disable_xattrs: record.disable_xattrs,
                 sources,
@@ -218,32 +216,22 @@ impl Live {
         found.is_ok_and(|found| found.len() == record.ztoc_size)
     }
 
-    /// Fetches the zTOC of a record again and stores it.
+    /// Has the zTOC of a record again.
     async fn fetch_lost(&self, record: &MountRecord) -> Result<Bytes, String> {
-        let descriptor = Descriptor::new(media_type::ZTOC, record.ztoc, record.ztoc_size);
         let context = FetchContext::new(Instant::now() + LOST_ZTOC, FetchClass::OnDemand);
-        let mut failure = format!("zTOC {} is lost and no image is known to have it", record.ztoc);
-        for reference in &record.references {
-            let repository = self.registry.repository(&parse(reference)?);
-            match repository.blob_bytes(&descriptor, record.ztoc_size, &context).await {
-                Ok(bytes) => {
-                    let (ztocs, digest, content) = (Arc::clone(&self.ztocs), record.ztoc, bytes.clone());
-                    let stored = tokio::task::spawn_blocking(move || ztocs.put(&digest, &content));
-                    let stored = stored.await.map_err(|error| error.to_string())?;
-                    stored.map_err(|error| chain_of(&error, &format!("store zTOC {digest}")))?;
-                    tracing::info!(ztoc = %digest, image = reference.image, "a lost zTOC was fetched again");
-                    return Ok(bytes);
-                }
-                Err(error) => {
-                    failure = chain_of(&error, &format!("zTOC {} is lost; fetch it again", record.ztoc));
-                }
-            }
-        }
-        Err(failure)
+        let had = self.have_again(&record.ztoc, record.ztoc_size, &record.references, &context).await;
+        let bytes =
+            had.map_err(|error| chain_of(&error, &format!("zTOC {} is lost; fetch it again", record.ztoc)))?;
+        tracing::info!(ztoc = %record.ztoc, "a lost zTOC was fetched again");
+        Ok(bytes)
+    }
+
+    pub(super) fn pulled(&self, reference: Reference, image: &ImageRef) -> PulledAs {
+        PulledAs { reference, _pin: self.board.pin(&image.key()) }
     }
 }
 
-fn parse(reference: &Reference) -> Result<ImageRef, String> {
+pub(super) fn parse(reference: &Reference) -> Result<ImageRef, String> {
     reference.image.parse().map_err(|error| chain_of(&error, "image of the record"))
 }
 

@@ -64,10 +64,18 @@ impl Ztocs {
     /// # Errors
     /// When they cannot be written; nothing is left then.
     pub fn put(&self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
-        let path = self.path(digest);
-        if fs::metadata(&path).is_ok_and(|found| found.len() == bytes.len() as u64) {
+        if fs::metadata(self.path(digest)).is_ok_and(|found| found.len() == bytes.len() as u64) {
             return Ok(());
         }
+        self.replace(digest, bytes)
+    }
+
+    /// As [`Self::put`], whatever is there: it may be damaged.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub fn replace(&self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
+        let path = self.path(digest);
         let temporary = self.temporary().join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         let write = || write(&temporary, bytes).and_then(|()| fs::rename(&temporary, &path));
         let written = match write() {

@@ -87,7 +87,7 @@ impl Layer {
     pub fn spec(&self, dir: &Path) -> LayerSpec {
         let file = dir.join(format!("{}.ztoc", self.digest.short()));
         std::fs::write(&file, &self.ztoc).unwrap();
-        LayerSpec { ztoc: self.digest, ztoc_file: file, spans: Arc::clone(&self.spans) }
+        LayerSpec { ztoc: self.digest, ztoc_file: Arc::new(file), spans: Arc::clone(&self.spans) }
     }
 
     pub fn source(&self) -> Arc<Script> {

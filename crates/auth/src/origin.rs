@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use soci_oci::{ImageRef, RegistryName};
+use soci_oci::{ImageRef, RegistryName, registry_identity};
 use url::Url;
 
 /// How a host is reached.
@@ -131,10 +131,15 @@ impl CredentialScope {
         }
     }
 
-    /// Returns the registry identity: [`CredentialScope::lookup_name`] with the default port dropped and Docker Hub's
-    /// names made one. This is what the board counts generations by.
+    /// Returns the [identity](registry_identity) of [`CredentialScope::lookup_name`]. This is what the board counts
+    /// generations by.
     pub fn identity(&self) -> String {
-        identity(&self.lookup_name(), self.origin.scheme)
+        registry_identity(&self.lookup_name().to_ascii_lowercase()).to_owned()
+    }
+
+    /// Whether `registry`, an identity, is the host that asks: over plain http, port 80 is no port there.
+    pub(crate) fn is_at(&self, registry: &str) -> bool {
+        identity(registry, self.origin.scheme) == identity(&self.lookup_name(), self.origin.scheme)
     }
 }
 
@@ -142,13 +147,10 @@ impl CredentialScope {
 pub(crate) fn identity(name: &str, scheme: Scheme) -> String {
     let name = name.to_ascii_lowercase();
     let bare = match scheme {
-        Scheme::Https => name.strip_suffix(":443"),
-        Scheme::Http => name.strip_suffix(":80").or_else(|| name.strip_suffix(":443")),
+        Scheme::Https => None,
+        Scheme::Http => name.strip_suffix(":80"),
     };
-    match bare.unwrap_or(&name) {
-        "docker.io" | "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
-        bare => bare.to_owned(),
-    }
+    registry_identity(bare.unwrap_or(&name)).to_owned()
 }
 
 impl fmt::Display for Origin {
@@ -199,6 +201,11 @@ mod tests {
         scope.mirror = true;
         scope.origin = origin("https://mirror.example:8443");
         assert_eq!(scope.identity(), "mirror.example:8443");
+        scope.mirror = false;
+        scope.image = "h.example:80/a".parse().unwrap();
+        scope.origin = Origin::of_registry(Scheme::Http, scope.image.registry());
+        assert_eq!(scope.identity(), scope.image.registry().identity(), "what pulls and secrets know it by");
+        assert!(scope.is_at("h.example") && scope.is_at("h.example:80") && !scope.is_at("h.example:5000"));
         assert_eq!(identity("H.example:80", Scheme::Http), "h.example");
         assert_eq!(identity("H.example:80", Scheme::Https), "h.example:80");
     }

@@ -156,6 +156,8 @@ mod tests {
     fn t89_t97_keys_match_images_as_the_kubelet_does() {
         for (key, image, expected) in [
             ("reg.example", "reg.example/a:1", true),
+            ("reg.example:80", "reg.example:80/a:1", true),
+            ("reg.example", "reg.example:80/a:1", false),
             ("https://reg.example/v1/", "reg.example/a:1", true),
             ("https://reg.example/v2", "reg.example/a:1", true),
             ("http://reg.example", "reg.example/a:1", true),

@@ -26,4 +26,4 @@ pub use digest::{Digest, DigestError, Hasher};
 pub use labels::SnapshotLabels;
 pub use manifest::{Index, Manifest};
 pub use platform::Platform;
-pub use reference::{ImageRef, RefError, RegistryName};
+pub use reference::{ImageRef, RefError, RegistryName, registry_identity};

@@ -129,19 +129,14 @@ impl RegistryName {
         if self.is_docker_hub() { "registry-1.docker.io" } else { &self.0 }
     }
 
-    /// Returns the identity by which credentials are compared: lower case, the default port 443 dropped, and the three
-    /// names of Docker Hub made one.
+    /// Returns the [identity](registry_identity) by which credentials are compared.
     pub fn identity(&self) -> &str {
-        if self.is_docker_hub() {
-            return "docker.io";
-        }
-        self.0.strip_suffix(":443").unwrap_or(&self.0)
+        registry_identity(&self.0)
     }
 
     /// Whether this is Docker Hub under any of its names.
     pub fn is_docker_hub(&self) -> bool {
-        let name = self.0.strip_suffix(":443").unwrap_or(&self.0);
-        matches!(name, "docker.io" | "index.docker.io" | "registry-1.docker.io")
+        self.identity() == HUB
     }
 
     /// Whether the host is this machine: `localhost`, `127.0.0.0/8` or `::1`.
@@ -150,6 +145,21 @@ impl RegistryName {
         host == "localhost"
             || host.ends_with(".localhost")
             || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
+/// Docker Hub's identity.
+const HUB: &str = "docker.io";
+
+/// Returns the identity of the registry `name`, a lower-case `host[:port]`: the default port 443 dropped, and the three names
+/// of Docker Hub made one.
+///
+/// By its name alone, which is all that a pull or a secret tells: port 80 is kept, since whether a registry is reached over
+/// plain http is known only to who makes the request, and a login for `host` is not one for `host:80`.
+pub fn registry_identity(name: &str) -> &str {
+    match name.strip_suffix(":443").unwrap_or(name) {
+        "docker.io" | "index.docker.io" | "registry-1.docker.io" => HUB,
+        bare => bare,
     }
 }
 

@@ -306,6 +306,27 @@ mod tests {
         }
     }
 
+    /// Whether a registry is reached over plain http is known to those who ask it only, not to the pull.
+    #[tokio::test(start_paused = true)]
+    async fn t70_a_pull_over_plain_http_is_news_of_the_registry_that_refused() {
+        let image: ImageRef = "reg.example:80/a:1".parse().unwrap();
+        let scope = CredentialScope::new(Origin::of_registry(Scheme::Http, image.registry()), image);
+        let mut tls = scope.clone();
+        tls.origin = Origin::new(Scheme::Https, "reg.example", None);
+        tls.image = "reg.example/a:1".parse().unwrap();
+        let who = Credential::basic("u", "p").fingerprint();
+        for server in ["", "reg.example:80", "http://reg.example:80/v2/", "http://reg.example"] {
+            let store = store();
+            store.board.refuse(&scope.identity(), "a", who);
+            let since = store.board.generation(&scope.identity());
+            store.begin("reg.example:80/a:1", with_server(server), None).unwrap().confirm(None);
+            assert_eq!(users(&store, &scope).await, ["u"], "{server}");
+            assert!(store.board.generation(&scope.identity()) > since);
+            assert!(!store.board.was_refused(&scope.identity(), "a", who));
+            assert_eq!(users(&store, &tls).await, [""; 0], "another port over https");
+        }
+    }
+
     #[tokio::test]
     async fn t70_t71_another_image_of_the_registry_heals() {
         let store = store();

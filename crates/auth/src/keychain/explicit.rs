@@ -4,7 +4,6 @@ use async_trait::async_trait;
 use soci_oci::RegistryName;
 
 use crate::keychain::{Candidate, CandidateId, Keychain, KeychainError, Lookup, Outcome, Rejected};
-use crate::origin::Scheme;
 use crate::{Credential, CredentialScope, Secret};
 
 /// Offers one credential to one registry and nothing to any other (R60).
@@ -86,8 +85,7 @@ impl ExplicitKeychain {
     }
 
     fn find(&self, scope: &CredentialScope) -> Lookup {
-        let asks = crate::origin::identity(&scope.identity(), Scheme::Https);
-        match asks == self.registry {
+        match scope.is_at(&self.registry) {
             true => {
                 Lookup::one(Candidate::new("--user", self.credential.clone()), "given on the command line")
             }
@@ -116,7 +114,7 @@ impl Keychain for ExplicitKeychain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Origin;
+    use crate::{Origin, Scheme};
 
     fn pair(value: &str) -> (String, Vec<u8>) {
         match parse_user(value.as_bytes()).unwrap() {
@@ -166,5 +164,24 @@ mod tests {
         scope.mirror = true;
         scope.origin = Origin::new(Scheme::Https, "mirror.example", None);
         assert_eq!(keychain.lookup(&scope, &rejected).await.unwrap().candidates.len(), 0);
+    }
+
+    /// Port 80 is named although it is the default there.
+    #[tokio::test]
+    async fn t119_a_registry_over_plain_http_is_the_one_it_was_given_for() {
+        for (given, image) in [
+            ("reg.example:80", "reg.example:80/a"),
+            ("reg.example", "reg.example/a"),
+            ("reg.example:80", "reg.example/a"),
+        ] {
+            let keychain =
+                ExplicitKeychain::new(Credential::basic("u", "p"), &RegistryName::new(given).unwrap());
+            let image: soci_oci::ImageRef = image.parse().unwrap();
+            let mut scope = CredentialScope::new(Origin::of_registry(Scheme::Http, image.registry()), image);
+            assert_eq!(keychain.find(&scope).candidates.len(), 1, "{given} {scope:?}");
+            scope.origin = Origin::of_registry(Scheme::Https, scope.image.registry());
+            let same = scope.image.registry().as_str() == given;
+            assert_eq!(keychain.find(&scope).candidates.len(), usize::from(same), "{given} {scope:?}");
+        }
     }
 }

@@ -54,7 +54,7 @@ impl Wanted {
     pub(crate) fn new(scope: &CredentialScope) -> Self {
         Self {
             name: scope.lookup_name(),
-            identity: scope.identity(),
+            identity: identity(&scope.lookup_name(), scope.origin.scheme()),
             scheme: scope.origin.scheme(),
             repository: scope.image.repository().to_owned(),
         }

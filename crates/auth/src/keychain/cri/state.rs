@@ -224,9 +224,9 @@ impl Entry {
         match (&self.login.server, scope.mirror) {
             (None, false) => true,
             (None, true) => scope.forward,
-            (Some(server), false) => *server == scope.identity(),
+            (Some(server), false) => scope.is_at(server),
             (Some(server), true) => {
-                *server == scope.identity() || (scope.forward && server == scope.image.registry().identity())
+                scope.is_at(server) || (scope.forward && server == scope.image.registry().identity())
             }
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kube::config::{Cluster, ExecAuthCluster, ExecConfig, ExecInteractiveMode, KubeconfigError};
 use serde::{Deserialize, Serialize};
-use soci_auth::children::{NOT_INHERITED, ended, unprotect};
+use soci_auth::children::{Group, NOT_INHERITED, unprotect};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::io::AsyncReadExt;
@@ -175,8 +175,7 @@ pub(crate) async fn run(
     if let Some(process) = child.id() {
         unprotect(process);
     }
-    let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
-    let mut killed_at_the_end = Some(KillGroup(group));
+    let mut group = Group::of(&child);
     let mut output = Zeroizing::new(Vec::with_capacity(8192));
     let finished = tokio::time::timeout(limit, async {
         if let Some(stdout) = child.stdout.take() {
@@ -186,11 +185,7 @@ pub(crate) async fn run(
         if output.len() as u64 > MAX_OUTPUT {
             return Ok(None);
         }
-        if let Some(group) = group {
-            // Once it is reaped its number may be that of another group.
-            ended(group).await;
-            killed_at_the_end.take();
-        }
+        group.kill_at_the_end().await;
         child.wait().await.map(Some)
     });
     let status = match finished.await {
@@ -224,17 +219,6 @@ fn process(command: &str, exec: &ExecConfig, cluster: &Described, version: &str)
         }
     }
     process
-}
-
-struct KillGroup(Option<rustix::process::Pid>);
-
-impl Drop for KillGroup {
-    fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            // The group is gone when the plugin left no children behind: that is the usual case.
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-        }
-    }
 }
 
 fn request(exec: &ExecConfig, cluster: &Described, version: &str) -> String {

@@ -165,26 +165,25 @@ impl Verdicts {
     /// Notes that `layer` is being made until the result is dropped, which is to be after [`Self::note`].
     pub fn making(&self, layer: &LayerRequest) -> Making {
         let key = (layer.namespace.clone(), layer.manifest);
-        let (making, new) = {
-            let mut pulls = self.pulls.lock();
-            let new = !pulls.contains_key(&key);
-            let pull = pulls.entry(key.clone()).or_insert_with(|| Pull::of(layer));
-            (Making(Arc::clone(&pull.making)), new)
-        };
-        if new {
-            self.watch(key);
+        Making(Arc::clone(&self.pull(&mut self.pulls.lock(), &key, layer).making))
+    }
+
+    /// Returns the pull that `layer` is of, which begins if it is the first of it.
+    fn pull<'a>(&self, pulls: &'a mut HashMap<Key, Pull>, key: &Key, layer: &LayerRequest) -> &'a mut Pull {
+        if !pulls.contains_key(key) {
+            // It looks once it can have the lock.
+            self.watch(key.clone());
         }
-        making
+        pulls.entry(key.clone()).or_insert_with(|| Pull::of(layer))
     }
 
     /// Notes what became of `layer`, of an image of `layers` layers where that is known.
     pub fn note(&self, layer: &LayerRequest, outcome: Outcome, layers: Option<usize>, cause: Option<String>) {
         let key = (layer.namespace.clone(), layer.manifest);
         let now = Instant::now();
-        let (verdict, new) = {
+        let verdict = {
             let mut pulls = self.pulls.lock();
-            let new = !pulls.contains_key(&key);
-            let pull = pulls.entry(key.clone()).or_insert_with(|| Pull::of(layer));
+            let pull = self.pull(&mut pulls, &key, layer);
             if pull.given && !outcome.found() && pull.outcomes.contains_key(&layer.layer) {
                 // The image was removed meanwhile, or its pull is tried again.
                 *pull = Pull { making: Arc::clone(&pull.making), ..Pull::of(layer) };
@@ -208,13 +207,10 @@ impl Verdicts {
             if outcome.ends() {
                 pulls.remove(&key);
             }
-            (verdict, new)
+            verdict
         };
         if let Some(verdict) = verdict {
             (self.observer)(&verdict);
-        }
-        if new {
-            self.watch(key);
         }
     }
 

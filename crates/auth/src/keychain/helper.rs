@@ -12,7 +12,6 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -21,14 +20,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
-use crate::children::{NOT_INHERITED, ended, unprotect};
+use crate::children::{Group, NOT_INHERITED, unprotect};
 use crate::flight::Flights;
 use crate::json;
 use crate::{Credential, Fingerprint, Meters, Rejected, Secret};
@@ -331,16 +329,16 @@ async fn ask(
     if let Some(process) = child.id() {
         unprotect(process);
     }
-    let mut group = Group::of(child);
-    let talked = timeout(environment.deadline, group.talk(server)).await;
+    let mut helper = Helper { group: Group::of(&child), child };
+    let talked = timeout(environment.deadline, helper.talk(server)).await;
     let (status, stdout) = match talked {
         Ok(Ok(said)) => said,
         Ok(Err(trouble)) => {
-            group.end().await;
+            helper.end().await;
             return Err(trouble);
         }
         Err(_elapsed) => {
-            group.end().await;
+            helper.end().await;
             return Err(Trouble::TimedOut(environment.deadline));
         }
     };
@@ -348,20 +346,14 @@ async fn ask(
 }
 
 /// A helper and all its children. Dropped before its end, it is killed.
-struct Group {
+struct Helper {
+    /// Goes first, before the child is reaped.
+    group: Group,
     child: Child,
-    /// The group's leader while it is not reaped: until then nobody else can get its number.
-    leader: Option<Pid>,
 }
 
-impl Group {
-    fn of(child: Child) -> Self {
-        let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        Self { child, leader }
-    }
-
-    /// Writes the server, reads all output, waits for the end. What the helper left running in its group is killed then; what
-    /// made a session of its own, as an agent does that others use too, is not in the group.
+impl Helper {
+    /// Writes the server, reads all output, waits for the end. What the helper left running in its group is killed then.
     async fn talk(
         &mut self,
         server: &str,
@@ -392,9 +384,8 @@ impl Group {
         };
         let talk = async {
             let ((), stdout) = tokio::join!(write, read);
-            if let (Some(leader), Ok(_)) = (self.leader, &stdout) {
-                ended(leader).await;
-                self.kill();
+            if stdout.is_ok() {
+                self.group.kill_at_the_end().await;
             }
             stdout
         };
@@ -404,30 +395,14 @@ impl Group {
             never = drain => match never {},
         };
         let status = self.child.wait().await.map_err(|error| Trouble::Io(error.kind().to_string()))?;
-        self.leader = None;
         Ok((status, stdout))
     }
 
     /// Kills the whole group and reaps its leader.
     async fn end(&mut self) {
-        self.kill();
+        self.group.kill();
         // SIGKILL cannot be refused; the limit is for a process stuck in the kernel.
-        if timeout(Duration::from_secs(1), self.child.wait()).await.is_ok() {
-            self.leader = None;
-        }
-    }
-
-    fn kill(&self) {
-        if let Some(leader) = self.leader {
-            // The group is gone already if this fails.
-            let _ = kill_process_group(leader, Signal::KILL);
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.kill();
+        let _ = timeout(Duration::from_secs(1), self.child.wait()).await;
     }
 }
 
@@ -482,12 +457,6 @@ pub(crate) fn understand(status: std::process::ExitStatus, stdout: &[u8]) -> Res
 
 fn is_text(node: Option<&json::Node>) -> bool {
     matches!(node, None | Some(json::Node::Text(_)))
-}
-
-impl fmt::Debug for Group {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Group").field("leader", &self.leader).finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Helpers as real programs: shell scripts in a directory of their own.
 
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use super::*;

@@ -3,6 +3,9 @@
 //! A timer alone would prove that a timer runs. So each sign of life is preceded by a [`probe`] through the daemon's own
 //! socket; one that hangs or is refused is logged and gives no sign. The manager allows two to be missed before it ends the
 //! process, so a machine that is busy for a moment costs nothing.
+//!
+//! Neither the threads that serve mounts nor those for blocking work are asked. Both may wait for a disk that stands still for
+//! minutes, and go on when it does; ended meanwhile, the daemon would leave every running container with a dead mount.
 
 use std::path::PathBuf;
 use std::time::Duration;

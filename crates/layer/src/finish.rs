@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytes::Bytes;
 use soci_oci::FetchClass;
@@ -85,6 +86,7 @@ fn work(core: &Arc<LayerCore>, arrived: Arrived) {
             }
         }
     }
+    let looked = Instant::now();
     let window = match core.window(id) {
         Ok(window) => window,
         Err(error) => {
@@ -93,7 +95,7 @@ fn work(core: &Arc<LayerCore>, arrived: Arrived) {
                 store(core, id, SpanForm::Compressed, &compressed, permit.priority().class());
             }
             drop((grant, compressed));
-            return mend::mend(core, permit, error);
+            return mend::mend(core, permit, looked, error);
         }
     };
     match inflate(core, &permit, &window, &compressed) {

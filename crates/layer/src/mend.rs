@@ -61,16 +61,16 @@ struct Attempts {
 }
 
 impl Mending {
-    /// Has `file` fetched again, which was `found` useless, unless that was done since or is not due yet.
+    /// Has `file` fetched again, which was useless when somebody `looked`, unless that was done since or is not due yet.
     async fn attempt(
         &self,
         file: &dyn ZtocFile,
-        found: Instant,
+        looked: Instant,
         context: &FetchContext,
     ) -> Result<(), FetchError> {
         let mut attempts = self.0.lock().await;
         if let Some((ended, result)) = &attempts.last {
-            if found < *ended {
+            if looked < *ended {
                 return result.clone();
             }
             if ended.elapsed() < pause(attempts.count) {
@@ -105,14 +105,14 @@ fn pause(attempts: u32) -> Duration {
     PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_PAUSE)
 }
 
-/// Has the stored zTOC mended, of which span `permit` could not have its window because of `error`, and goes on with the
-/// span then. Returns at once.
-pub(crate) fn mend(core: &Arc<LayerCore>, permit: FetchPermit, error: ReadError) {
-    let (core, found) = (Arc::clone(core), Instant::now());
+/// Has the stored zTOC mended, of which span `permit` could not have its window because of `error` when it `looked`, and goes
+/// on with the span then. Returns at once.
+pub(crate) fn mend(core: &Arc<LayerCore>, permit: FetchPermit, looked: Instant, error: ReadError) {
+    let core = Arc::clone(core);
     core.shared.handle.clone().spawn(async move {
         let class = permit.priority().class();
         let (context, file) = (core.context(class), core.file());
-        let attempt = core.mending.attempt(&*file, found, &context);
+        let attempt = core.mending.attempt(&*file, looked, &context);
         let mended = tokio::select! {
             () = core.closed.cancelled() => return,
             mended = core.demanding(class, attempt) => mended,
@@ -126,4 +126,42 @@ pub(crate) fn mend(core: &Arc<LayerCore>, permit: FetchPermit, error: ReadError)
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use soci_oci::FetchClass;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Counted(AtomicUsize);
+
+    #[async_trait]
+    impl ZtocFile for Counted {
+        fn path(&self) -> &Path {
+            Path::new("ztoc")
+        }
+
+        async fn fetch_again(&self, _: &FetchContext) -> Result<(), FetchError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn who_looked_before_it_was_mended_goes_on_and_who_finds_it_damaged_again_waits() {
+        let (mending, file) = (Mending::default(), Counted::default());
+        let context = FetchContext::new(Instant::now() + LONGEST_PAUSE, FetchClass::OnDemand);
+        let looked = Instant::now();
+        for _ in 0..3 {
+            assert!(mending.attempt(&file, looked, &context).await.is_ok());
+        }
+        assert_eq!(file.0.load(Ordering::Relaxed), 1);
+        let again = mending.attempt(&file, Instant::now(), &context).await.unwrap_err();
+        assert_eq!(again.kind(), FetchErrorKind::Local, "{again}");
+        assert_eq!(file.0.load(Ordering::Relaxed), 1);
+    }
 }

@@ -1,12 +1,13 @@
 //! Live layers: what is mounted and served by this process.
 //!
 //! [`Live`] is the snapshotter's [`LayerProvider`]. It joins the crates that know one thing each: the index is found by
-//! [`session`], its zTOCs are fetched by [`artifacts`], stored by [`ztocs`] and kept by [`claims`]; [`mounting`] mounts a layer, now or
-//! again; its tree, reader and FUSE session are made by [`mounted`], and its zTOC is had again by [`kept`]; [`listed`] has what its prefetch artifact names fetched
-//! first; a layer without zTOC is unpacked by [`unpack`]; [`below`] tells what a layer implies; [`observe`] shows all of it.
+//! [`session`], its zTOCs are fetched by [`artifacts`], stored by [`ztocs`] and kept by [`claims`]; [`mounting`] mounts a
+//! layer, now or again; its tree, reader and FUSE session are made by [`mounted`], and its zTOC is had again by [`kept`];
+//! [`listed`] has what its prefetch artifact names fetched first; a layer without zTOC is unpacked by [`unpack`];
+//! [`below`] tells what a layer implies; [`observe`] shows all of it.
 //!
-//! What must hold: a record returned by `mount_lazy` suffices to mount again without network or containerd, and all that it
-//! names is on disk; nothing here looks into a mount of ours; no lock is held while anything waits.
+//! What must hold: a record returned by `mount_lazy` suffices to mount again without network or containerd, and all that
+//! it names is on disk; nothing here looks into a mount of ours; no lock is held while anything waits.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,9 +1,10 @@
 //! Completes open layers when nothing else is to do.
 //!
-//! Images take turns, and the layers of an image among themselves, one range of adjacent spans at a time. Within a layer the spans of its prefetch list come first,
-//! then those next to where readers were last, then the rest from the start. Two ranges are on their way at once, so that
-//! the pause between two requests is used. Before a range starts and between its chunks it steps aside for anybody who
-//! waits. What is there already is known from the cache, so work goes on where it ended, also after a restart.
+//! Images take turns, and the layers of an image among themselves, one range of adjacent spans at a time. Within a layer
+//! the spans of its prefetch list come first, then those next to where readers were last, then the rest from the start.
+//! Two ranges are on their way at once, so that the pause between two requests is used. Before a range starts and between
+//! its chunks it steps aside for anybody who waits. What is there already is known from the cache, so work goes on where
+//! it ended, also after a restart.
 //!
 //! A layer whose range failed rests, twice as long each time; it is never given up while it is open. A layer for which
 //! the cache has no room rests for the longest time. When all open layers are complete no task is left.

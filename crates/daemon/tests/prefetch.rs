@@ -84,9 +84,10 @@ async fn what_a_list_names_is_fetched_first_after_a_restart_too() {
         until("the list is kept", async || is_kept(&stage)).await;
         restart(&registry, &mut stage, &layer(&published)).await;
         until_prefetched(&stage, &published).await;
-        was_first(&registry, &published);
         assert_eq!(requests(&registry, &artifact(&published)), 0, "the list is here");
+        // With background work two ranges are on their way at once, of which the registry may see the other one first.
         if config == CONFIG {
+            was_first(&registry, &published);
             until("nothing is left", async || stage.inspect().await["background_queue"] == 0).await;
             assert_eq!(fetched(&stage, &published, "background").await, 0);
         }

@@ -288,6 +288,21 @@ impl ZtocFile for Mended {
     }
 }
 
+impl Mended {
+    /// Opens a layer with a stored zTOC that is had again, or not as long as that `fails`.
+    fn open(rig: &Rig, layer: &Layer, source: Arc<Script>, fails: bool) -> (Arc<LayerReader>, Arc<Self>) {
+        let spec = layer.spec(rig.dir.path());
+        let file = Arc::new(Self {
+            path: spec.ztoc_file.path().to_owned(),
+            whole: layer.ztoc.clone(),
+            fails: AtomicBool::new(fails),
+            fetched: AtomicUsize::new(0),
+        });
+        let spec = LayerSpec { ztoc_file: file.clone(), ..spec };
+        (rig.pool.open(spec, source), file)
+    }
+}
+
 /// Damages each window of a stored zTOC.
 fn damage(layer: &Layer, file: &Path) {
     let mut damaged = layer.ztoc.to_vec();
@@ -319,21 +334,12 @@ async fn a_damaged_or_lost_ztoc_file_is_fetched_again_once_while_readers_wait() 
     let layer = layer();
     for lost in [false, true] {
         let rig = Rig::new(settings());
-        let spec = layer.spec(rig.dir.path());
-        let path = spec.ztoc_file.path().to_owned();
-        let file = Arc::new(Mended {
-            path: path.clone(),
-            whole: layer.ztoc.clone(),
-            fails: AtomicBool::new(false),
-            fetched: AtomicUsize::new(0),
-        });
         let source = layer.source();
-        let spec = LayerSpec { ztoc_file: file.clone(), ..spec };
-        let reader = rig.pool.open(spec, source.clone());
+        let (reader, file) = Mended::open(&rig, &layer, source.clone(), false);
         if lost {
-            std::fs::remove_file(&path).unwrap();
+            std::fs::remove_file(&file.path).unwrap();
         } else {
-            damage(&layer, &path);
+            damage(&layer, &file.path);
         }
         assert_eq!(read(&reader, 0, layer.tar.len()).await.unwrap(), layer.tar);
         rig.quiet().await;
@@ -351,16 +357,8 @@ async fn a_damaged_or_lost_ztoc_file_is_fetched_again_once_while_readers_wait() 
 async fn a_ztoc_file_that_cannot_be_had_again_is_an_error_with_pauses_and_heals() {
     let layer = layer();
     let rig = Rig::new(settings());
-    let spec = layer.spec(rig.dir.path());
-    let path = spec.ztoc_file.path().to_owned();
-    let file = Arc::new(Mended {
-        path: path.clone(),
-        whole: layer.ztoc.clone(),
-        fails: AtomicBool::new(true),
-        fetched: AtomicUsize::new(0),
-    });
-    let reader = rig.pool.open(LayerSpec { ztoc_file: file.clone(), ..spec }, layer.source());
-    damage(&layer, &path);
+    let (reader, file) = Mended::open(&rig, &layer, layer.source(), true);
+    damage(&layer, &file.path);
     let at = layer.spans.uncompressed(SpanId(3)).start.0;
     for _ in 0..20 {
         assert_eq!(read(&reader, at, 10).await, Err(ReadErrorKind::Denied));

@@ -214,10 +214,21 @@ impl Containerd {
         id: &str,
         words: &[&str],
     ) -> io::Result<String> {
-        let id = unique(id);
+        output(&mut self.run_command(namespace, snapshotter, image, &unique(id), words))
+    }
+
+    /// Returns what runs a command in a new container, which is removed at its end.
+    fn run_command(
+        &self,
+        namespace: &str,
+        snapshotter: &str,
+        image: &str,
+        id: &str,
+        words: &[&str],
+    ) -> Command {
         let mut command = self.ctr(namespace);
-        command.args(["run", "--rm", "--snapshotter", snapshotter, image, &id]).args(words);
-        output(&mut command)
+        command.args(["run", "--rm", "--snapshotter", snapshotter, image, id]).args(words);
+        command
     }
 
     /// Mounts what a chain of layers makes, read-only, and returns a guard; the image must have been pulled with it.

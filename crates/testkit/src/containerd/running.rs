@@ -31,8 +31,7 @@ impl Containerd {
         words: &[&str],
     ) -> io::Result<Running> {
         let id = unique(id);
-        let mut command = self.ctr(namespace);
-        command.args(["run", "--rm", "--snapshotter", snapshotter, image, &id]).args(words);
+        let mut command = self.run_command(namespace, snapshotter, image, &id, words);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let printed = child.stdout.take().ok_or_else(|| io::Error::other("ctr has no output"))?;
         let (sender, lines) = channel();

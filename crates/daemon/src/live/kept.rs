@@ -9,10 +9,10 @@ use std::sync::{Arc, Weak};
 use async_trait::async_trait;
 use bytes::Bytes;
 use soci_auth::board::Pin;
+use soci_index::{ArtifactKind, fetch_artifact};
 use soci_layer::ZtocFile;
-use soci_oci::{Descriptor, Digest, FetchContext, FetchError, FetchErrorKind, media_type, with_causes};
+use soci_oci::{Descriptor, Digest, FetchContext, FetchError, FetchErrorKind, media_type};
 use soci_snapshotter::provider::Reference;
-use soci_store::ContentStore;
 
 use super::Live;
 use super::mounting::parse;
@@ -28,6 +28,7 @@ pub(super) struct PulledAs {
 #[derive(Debug)]
 pub(super) struct KeptZtoc {
     live: Weak<Live>,
+    layer: Digest,
     digest: Digest,
     size: u64,
     path: PathBuf,
@@ -43,15 +44,15 @@ impl ZtocFile for KeptZtoc {
         let stopped = || FetchError::new(FetchErrorKind::Unavailable, "the daemon stops");
         let live = self.live.upgrade().ok_or_else(stopped)?;
         let references = live.pulled_as(&self.digest);
-        live.have_again(&self.digest, self.size, &references, context).await.map(drop)
+        live.have_again(self.layer, &self.digest, self.size, &references, context).await.map(drop)
     }
 }
 
 impl Live {
-    /// Returns the stored zTOC `digest`, of `size` bytes.
-    pub(super) fn kept(&self, digest: &Digest, size: u64) -> Arc<KeptZtoc> {
+    /// Returns the stored zTOC `digest` of `layer`, of `size` bytes.
+    pub(super) fn kept(&self, layer: Digest, digest: &Digest, size: u64) -> Arc<KeptZtoc> {
         let (live, path) = (Weak::clone(&self.this), self.ztocs.path(digest));
-        Arc::new(KeptZtoc { live, digest: *digest, size, path })
+        Arc::new(KeptZtoc { live, layer, digest: *digest, size, path })
     }
 
     /// Returns the images of all mounts with the zTOC `digest`.
@@ -62,13 +63,14 @@ impl Live {
         of_each.map(|pull| pull.reference.clone()).collect()
     }
 
-    /// Returns the zTOC `digest`, of `size` bytes: what is stored where that is whole, else from the first of `references`
+    /// Returns the zTOC `digest` of `layer`, of `size` bytes: what is stored where that is whole, else from the first of `references`
     /// that has it, and stores it.
     ///
     /// # Errors
     /// Why the last of them has not got it, or why it cannot be stored.
     pub(super) async fn have_again(
         &self,
+        layer: Digest,
         digest: &Digest,
         size: u64,
         references: &[Reference],
@@ -82,7 +84,7 @@ impl Live {
         }
         let mut failure = FetchError::new(FetchErrorKind::NotFound, "no image is known to have it");
         for reference in references {
-            match self.have_from(reference, digest, size, context).await {
+            match self.have_from(reference, layer, digest, size, context).await {
                 Ok(bytes) => {
                     let (ztocs, digest, content) = (Arc::clone(&self.ztocs), *digest, bytes.clone());
                     let stored = tokio::task::spawn_blocking(move || ztocs.replace(&digest, &content)).await;
@@ -101,19 +103,14 @@ impl Live {
     async fn have_from(
         &self,
         reference: &Reference,
+        layer: Digest,
         digest: &Digest,
         size: u64,
         context: &FetchContext,
     ) -> Result<Bytes, FetchError> {
-        match self.local(&reference.namespace).read(digest, size).await {
-            Ok(Some(bytes)) => return Ok(bytes),
-            Ok(None) => {}
-            Err(error) => {
-                tracing::debug!(ztoc = %digest, error = %with_causes(&error), "local content is passed over")
-            }
-        }
         let image = parse(reference).map_err(|message| FetchError::new(FetchErrorKind::Local, message))?;
         let descriptor = Descriptor::new(media_type::ZTOC, *digest, size);
-        self.registry.repository(&image).blob_bytes(&descriptor, size, context).await
+        let (remote, local) = (self.registry.repository(&image), self.local(&reference.namespace));
+        fetch_artifact(layer, ArtifactKind::Ztoc, descriptor, &remote, &local, context).await.bytes
     }
 }

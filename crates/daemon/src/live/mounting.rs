@@ -110,7 +110,7 @@ impl Live {
         let plan = Plan {
             layer: layer.layer,
             ztoc: ready.digest,
-            ztoc_file: self.kept(&ready.digest, ready.size),
+            ztoc_file: self.kept(layer.layer, &ready.digest, ready.size),
             decoded,
             disable_xattrs: ready.disable_xattrs,
             sources: vec![image.repository.blob(&layer.layer, layer_size)],
@@ -172,7 +172,7 @@ impl Live {
         let reference = reference.map(|reference| reference.image.clone()).unwrap_or_default();
         let series = self.metrics.series(&record.layer);
         let list = self.recorded_list(record, at)?;
-        let ztoc_file = self.kept(&record.ztoc, record.ztoc_size);
+        let ztoc_file = self.kept(record.layer, &record.ztoc, record.ztoc_size);
         let (ground, at_dir, record) = (Arc::clone(&self.ground), at.clone(), record.clone());
         let mounted = tokio::task::spawn_blocking(move || {
             drop(old);
@@ -219,7 +219,8 @@ impl Live {
     /// Has the zTOC of a record again.
     async fn fetch_lost(&self, record: &MountRecord) -> Result<Bytes, String> {
         let context = FetchContext::new(Instant::now() + LOST_ZTOC, FetchClass::OnDemand);
-        let had = self.have_again(&record.ztoc, record.ztoc_size, &record.references, &context).await;
+        let had =
+            self.have_again(record.layer, &record.ztoc, record.ztoc_size, &record.references, &context).await;
         let bytes =
             had.map_err(|error| chain_of(&error, &format!("zTOC {} is lost; fetch it again", record.ztoc)))?;
         tracing::info!(ztoc = %record.ztoc, "a lost zTOC was fetched again");

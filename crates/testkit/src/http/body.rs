@@ -11,13 +11,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::{Counter, Line};
 
@@ -96,6 +97,11 @@ pub(crate) struct Treatment {
     pub(crate) link: Option<Arc<Link>>,
 }
 
+/// How far in the past the link may have become free, for the next bytes to be let in as if they had come then. A timer
+/// fires up to two milliseconds late; without this each piece that waited for the one before would pay for that, and a
+/// lone body would get less than half of the bandwidth.
+const LATE: Duration = Duration::from_millis(3);
+
 /// A link of limited bandwidth, shared by all bodies that are sent at a time.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -115,10 +121,11 @@ impl Link {
         let through = {
             let mut free_at = self.free_at.lock();
             let time = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
-            *free_at = (*free_at).max(Instant::now()) + time;
+            let now = Instant::now();
+            *free_at = (*free_at).max(now.checked_sub(LATE).unwrap_or(now)) + time;
             *free_at
         };
-        tokio::time::sleep_until(through.into()).await;
+        tokio::time::sleep_until(through).await;
     }
 }
 
@@ -264,5 +271,38 @@ impl Body for ReplyBody {
 impl std::fmt::Debug for ReplyBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ReplyBody").field("remaining", &self.remaining).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lone_body_gets_the_whole_link_and_two_share_it() {
+        let link = Link::new(100_000_000);
+        let body = async || {
+            for _ in 0..1000 {
+                link.pass(50_000).await;
+            }
+        };
+        let began = Instant::now();
+        body().await;
+        let alone = began.elapsed().as_millis();
+        assert!((490..=510).contains(&alone), "50 MB took {alone} ms");
+        let began = Instant::now();
+        tokio::join!(body(), body());
+        let both = began.elapsed().as_millis();
+        assert!((985..=1015).contains(&both), "twice 50 MB took {both} ms");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_link_saves_nothing_up() {
+        let link = Link::new(1_000_000);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let began = Instant::now();
+        link.pass(100_000).await;
+        let took = began.elapsed().as_millis();
+        assert!((97..=102).contains(&took), "100 kB took {took} ms");
     }
 }

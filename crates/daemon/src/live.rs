@@ -124,16 +124,18 @@ impl Live {
             timeout: config.mount_timeout,
             prefetch: config.prefetch,
         };
+        let pool = LayerPool::new(cache, reader, soci_layer::Meters::new(Arc::new(metrics.clone())));
         let sessions = Sessions::new(
             resolving,
             Arc::clone(&ztocs),
             Arc::clone(&claims),
+            Arc::clone(&pool),
             metrics.clone(),
             tracker.clone(),
             stop.clone(),
         );
         let ground = Ground {
-            pool: LayerPool::new(cache, reader, soci_layer::Meters::new(Arc::new(metrics.clone()))),
+            pool,
             hub,
             opaque: if userxattr { OpaqueXattr::User } else { OpaqueXattr::Trusted },
             header_check: if config.verify_headers { HeaderCheck::FirstRead } else { HeaderCheck::Off },

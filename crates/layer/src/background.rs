@@ -2,7 +2,8 @@
 //!
 //! Images take turns, and the layers of an image among themselves, one range of adjacent spans at a time. Within a layer
 //! the spans of its prefetch list come first, then those next to where readers were last, then the rest from the start.
-//! Two ranges are on their way at once, so that the pause between two requests is used. Before a range starts and between
+//! Two ranges are on their way at once, so that the pause between two requests is used. The first ones after a reader was
+//! there are short. Before a range starts and between
 //! its chunks it steps aside for anybody who waits. What is there already is known from the cache, so work goes on where
 //! it ended, also after a restart.
 //!
@@ -30,6 +31,8 @@ use crate::slot::SpanForm;
 
 /// Ranges that are on their way at once.
 const LANES: usize = 2;
+/// Compressed bytes of the first range after a reader was there.
+const FIRST_RANGE: u64 = 1 << 20;
 /// Seconds' worth of bytes of one range, under a bandwidth limit.
 const PACED_RANGE: u64 = 30;
 /// How long a layer rests when all that it lacks is on its way already.
@@ -57,6 +60,10 @@ struct State {
     lanes: usize,
     /// Those of them that are at a layer, which may come back to the queue.
     working: usize,
+    /// Compressed bytes of the range that began last.
+    range: u64,
+    /// When the last reader before it had what he wanted.
+    reader: Option<tokio::time::Instant>,
 }
 
 #[derive(Debug)]
@@ -125,6 +132,17 @@ impl Background {
     fn max_range(&self) -> u64 {
         let most = self.settings.max_range;
         self.settings.bytes_per_second.map_or(most, |rate| most.min(rate.saturating_mul(PACED_RANGE)))
+    }
+
+    /// Returns the most compressed bytes of a range that begins now: few after a reader was there, who may come again and then
+    /// has to share the line with all that was asked for, and twice as many each time that nobody came.
+    fn next_range(&self, reader: Option<tokio::time::Instant>) -> u64 {
+        let mut state = self.state.lock();
+        let undisturbed = state.range > 0 && state.reader == reader;
+        state.range = if undisturbed { state.range.saturating_mul(2) } else { FIRST_RANGE };
+        state.range = state.range.min(self.max_range());
+        state.reader = reader;
+        state.range
     }
 
     /// Waits until `bytes` more may be taken under the bandwidth limit.
@@ -236,7 +254,8 @@ async fn lane(shared: Arc<Shared>) {
 /// Fetches one range of a layer and queues the layer again, unless it is complete.
 async fn step(background: &Background, layer: &Arc<LayerCore>, mut turn: Turn) {
     let settings = &background.settings;
-    let Some(batch) = batch(layer, background.max_range(), turn.listed_only) else {
+    let most = background.next_range(layer.shared.demand.last_reader());
+    let Some(batch) = batch(layer, most, turn.listed_only) else {
         if layer.slots.len() > 0 {
             background.back(turn, Some(BUSY));
         } else if turn.worked && !turn.listed_only && layer.is_complete() {
@@ -259,7 +278,7 @@ async fn step(background: &Background, layer: &Arc<LayerCore>, mut turn: Turn) {
     let permits = batch.spans.iter().filter_map(|span| layer.bring(*span, batch.form, batch.class)).collect();
     // A layer is queued while one of its ranges is on its way, so that the other lane may take its next one.
     background.back(Turn { layer: turn.layer.clone(), worked: true, ..turn }, None);
-    let failed = fetch::bring(layer, permits, background.max_range()).await.is_err();
+    let failed = fetch::bring(layer, permits, most).await.is_err();
     if failed && batch.class == FetchClass::Prefetch {
         relist(layer, &batch);
     }
@@ -285,14 +304,10 @@ fn relist(layer: &LayerCore, batch: &Batch) {
 
 /// Returns the next range of what a layer lacks, or `None` when nothing is left to start.
 fn batch(layer: &LayerCore, most: u64, listed_only: bool) -> Option<Batch> {
-    let generation = layer.sources.generation();
-    let spoiled = layer.spoiled.lock().clone();
-    let sound = |span: SpanId| spoiled.get(&span) != Some(&generation) && !layer.slots.busy(span);
-    let listed = |span: SpanId| !layer.has(span, SpanForm::Plain) && sound(span);
     {
         let mut list = layer.listed.lock();
         while let Some(first) = list.pop_front() {
-            if !listed(first) {
+            if !layer.lacks(first, SpanForm::Plain) {
                 continue;
             }
             let mut spans = vec![first];
@@ -300,7 +315,7 @@ fn batch(layer: &LayerCore, most: u64, listed_only: bool) -> Option<Batch> {
             while let Some(next) = list.front().copied() {
                 bytes = bytes.saturating_add(layer.compressed_len(next));
                 let follows = spans.last().is_some_and(|last| last.0.checked_add(1) == Some(next.0));
-                if !follows || bytes > most || !listed(next) {
+                if !follows || bytes > most || !layer.lacks(next, SpanForm::Plain) {
                     break;
                 }
                 spans.push(next);
@@ -313,8 +328,7 @@ fn batch(layer: &LayerCore, most: u64, listed_only: bool) -> Option<Batch> {
         return None;
     }
     let count = layer.spans.len();
-    let missing: Vec<bool> =
-        (0..count).map(SpanId).map(|span| !layer.has(span, SpanForm::Compressed) && sound(span)).collect();
+    let missing: Vec<bool> = (0..count).map(|span| layer.lacks(SpanId(span), SpanForm::Compressed)).collect();
     let touched = layer.touched.lock().latest();
     let first = nearest(&missing, &touched)?;
     let len = |span| layer.compressed_len(span);
@@ -362,6 +376,18 @@ fn nearest(missing: &[bool], touched: &[SpanId]) -> Option<SpanId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_ranges_after_a_reader_are_short() {
+        let background = Background::new(BackgroundSettings::default());
+        let lengths = |reader| (0..5).map(|_| background.next_range(reader) >> 20).collect::<Vec<_>>();
+        assert_eq!(lengths(None), [1, 2, 4, 8, 8]);
+        let now = tokio::time::Instant::now();
+        assert_eq!(lengths(Some(now)), [1, 2, 4, 8, 8]);
+        assert_eq!(lengths(Some(now)), [8; 5]);
+        let paced = BackgroundSettings { bytes_per_second: Some(10_000), ..BackgroundSettings::default() };
+        assert_eq!(Background::new(paced).next_range(None), 10_000 * PACED_RANGE, "a limit goes first");
+    }
 
     #[test]
     fn a_range_goes_on_and_then_back_as_far_as_it_may() {

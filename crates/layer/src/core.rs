@@ -22,6 +22,7 @@ use crate::recent::LayerId;
 use crate::slot::{Admission, FetchPermit, Slots, SpanForm};
 use crate::sources::Sources;
 use crate::span_cache::SpanKey;
+use crate::tail::Line;
 use crate::touched::Touched;
 use crate::{ReadError, fetch, window};
 
@@ -53,6 +54,9 @@ pub(crate) struct LayerCore {
     pub(crate) failing: AtomicBool,
     /// Set while its sources give no bytes.
     pub(crate) barren: AtomicBool,
+    /// Set when it is to be completed.
+    pub(crate) completing: AtomicBool,
+    pub(crate) line: Line,
 }
 
 /// Where a span that is ready can be had.
@@ -92,7 +96,20 @@ impl LayerCore {
             full: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             barren: AtomicBool::new(false),
+            completing: AtomicBool::new(false),
+            line: Line::default(),
         }
+    }
+
+    /// Whether a span is to be brought that nobody waits for: it is not there in the form `want`, nobody brings it, and what
+    /// the present sources have for it is not known to be wrong.
+    pub(crate) fn lacks(&self, span: SpanId, want: SpanForm) -> bool {
+        !self.has(span, want) && self.is_sound(span) && !self.slots.busy(span)
+    }
+
+    fn is_sound(&self, span: SpanId) -> bool {
+        let generation = self.sources.generation();
+        self.spoiled.lock().get(&span) != Some(&generation)
     }
 
     /// Returns the cache's name for a span.

@@ -2,7 +2,7 @@
 //!
 //! A reader has pauses: it asks for the next bytes only when it has these. Background work that used each of them would
 //! be in its way at the next moment, on the network and on the processors. So it keeps aside until there was nothing to
-//! do for readers for [`QUIET`].
+//! do for readers for [`QUIET`]. Who waits for a pull makes no such pauses: after it, work goes on at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,28 +24,44 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Demand {
     count: watch::Sender<usize>,
-    /// When the last such work ended.
+    /// When the last such work ended for a reader.
     ended: Mutex<Option<Instant>>,
 }
 
 /// One piece of such work, counted until dropped.
 #[derive(Debug)]
-pub(crate) struct Demanding(Arc<Demand>);
+pub(crate) struct Demanding {
+    demand: Arc<Demand>,
+    /// Whether more may come in a moment.
+    reader: bool,
+}
 
 impl Demand {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self { count: watch::Sender::new(0), ended: Mutex::default() })
     }
 
-    /// Counts one more until the result is dropped.
+    /// Counts one more for a reader until the result is dropped.
     pub(crate) fn enter(self: &Arc<Self>) -> Demanding {
-        self.count.send_modify(|count| *count += 1);
-        Demanding(Arc::clone(self))
+        self.count_one(true)
     }
 
-    /// Counts `work` as long as it takes, but no longer than [`PATIENCE`].
+    fn count_one(self: &Arc<Self>, reader: bool) -> Demanding {
+        self.count.send_modify(|count| *count += 1);
+        Demanding { demand: Arc::clone(self), reader }
+    }
+
+    /// Counts `work` for a reader as long as it takes, but no longer than [`PATIENCE`].
     pub(crate) async fn during<T>(self: &Arc<Self>, work: impl Future<Output = T>) -> T {
-        let entered = self.enter();
+        Self::bounded(self.enter(), work).await
+    }
+
+    /// Counts `work` for a pull as long as it takes, but no longer than [`PATIENCE`].
+    pub(crate) async fn during_pull<T>(self: &Arc<Self>, work: impl Future<Output = T>) -> T {
+        Self::bounded(self.count_one(false), work).await
+    }
+
+    async fn bounded<T>(entered: Demanding, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         match tokio::time::timeout(PATIENCE, work.as_mut()).await {
             Ok(done) => done,
@@ -59,6 +75,11 @@ impl Demand {
     /// Returns how much urgent work there is.
     pub(crate) fn count(&self) -> usize {
         *self.count.borrow()
+    }
+
+    /// Returns when a reader had what he wanted last.
+    pub(crate) fn last_reader(&self) -> Option<Instant> {
+        *self.ended.lock()
     }
 
     /// Waits until there was none for a moment, or until `priority` is no longer that of background work.
@@ -87,8 +108,10 @@ impl Demand {
 
 impl Drop for Demanding {
     fn drop(&mut self) {
-        *self.0.ended.lock() = Some(Instant::now());
-        self.0.count.send_modify(|count| *count -= 1);
+        if self.reader {
+            *self.demand.ended.lock() = Some(Instant::now());
+        }
+        self.demand.count.send_modify(|count| *count -= 1);
     }
 }
 
@@ -113,6 +136,19 @@ mod tests {
         drop(next);
         turn.await;
         assert_eq!(demand.count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pull_is_waited_for_and_leaves_no_pause() {
+        let demand = Demand::new();
+        let background = Priority::new(FetchClass::Background);
+        let (pulled, pull) = tokio::sync::oneshot::channel::<()>();
+        let mut pull = Box::pin(demand.during_pull(pull));
+        assert!(pull.as_mut().now_or_never().is_none());
+        assert!(demand.turn_of(&background).now_or_never().is_none());
+        pulled.send(()).unwrap();
+        pull.await.unwrap();
+        assert!(demand.turn_of(&background).now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]

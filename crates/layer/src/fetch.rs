@@ -13,11 +13,13 @@ use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
 use soci_oci::{BlobSource, BlobStream, FetchClass, FetchContext, FetchError, FetchErrorKind};
+use soci_ztoc::Window;
+use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 use tracing::field::{Empty, debug};
 
@@ -26,9 +28,11 @@ use crate::budget::Grant;
 use crate::core::LayerCore;
 use crate::finish::{self, Arrived, Origin};
 use crate::hold::Hold;
+use crate::inflating::Inflating;
 use crate::meters::Event;
 use crate::slot::{FetchPermit, SpanForm};
 use crate::sources::SourceId;
+use crate::tail::{self, Asked};
 
 /// How often a range is opened again after it broke off without a single span in between.
 const REOPEN: u32 = 2;
@@ -43,10 +47,15 @@ pub(crate) fn lead(core: &Arc<LayerCore>, mut permits: Vec<FetchPermit>) {
         let task = Arc::clone(&core);
         core.shared.handle.spawn(async move {
             let grant = acquire(&task, &permit).await;
-            finish::submit(&task, Arrived { permit, grant, bytes: Bytes::new(), origin: Origin::Cache });
+            let arrived = Arrived { permit, grant, bytes: Bytes::new(), begun: None, origin: Origin::Cache };
+            finish::submit(&task, arrived);
         });
     }
-    for range in join(core, missing, core.shared.settings.max_range) {
+    for mut range in join(core, missing, core.shared.settings.max_range) {
+        if let [alone] = range.make_contiguous() {
+            let behind = tail::behind(core, alone);
+            range.extend(behind);
+        }
         spawn(core, range, None);
     }
 }
@@ -63,7 +72,7 @@ pub(crate) async fn bring(
     lead(core, cached);
     let mut first = Ok(());
     for range in join(core, missing, most) {
-        first = first.and(run(core, range, None).await);
+        first = first.and(run(core, range, None, None).await);
     }
     first
 }
@@ -92,8 +101,10 @@ fn join(core: &LayerCore, permits: Vec<FetchPermit>, most: u64) -> Vec<VecDeque<
 
 fn spawn(core: &Arc<LayerCore>, permits: VecDeque<FetchPermit>, avoid: Option<SourceId>) {
     let task = Arc::clone(core);
+    let waited_for = permits.iter().any(|permit| permit.priority().class() == FetchClass::OnDemand);
+    let asked = waited_for.then(|| core.shared.asking.enter());
     core.shared.handle.spawn(async move {
-        let _error_was_told = run(&task, permits, avoid).await;
+        let _error_was_told = run(&task, permits, avoid, asked).await;
     });
 }
 
@@ -113,6 +124,7 @@ async fn run(
     core: &Arc<LayerCore>,
     permits: VecDeque<FetchPermit>,
     avoid: Option<SourceId>,
+    asked: Option<Asked>,
 ) -> Result<(), ReadError> {
     let class =
         permits.iter().map(|permit| permit.priority().class()).max().unwrap_or(FetchClass::Background);
@@ -130,7 +142,7 @@ async fn run(
         outcome = Empty,
         otel.status_code = Empty
     );
-    let mut range = Range { core, permits, context, avoid };
+    let mut range = Range { core, permits, context, avoid, class, asked };
     let (done, outcome) = tokio::select! {
         () = core.closed.cancelled() => (Ok(()), "closed"),
         done = range.fetch().instrument(span.clone()) => (done, "ok"),
@@ -152,7 +164,7 @@ async fn run(
     let Err(error) = done else { return Ok(()) };
     core.barren.store(true, Ordering::Relaxed);
     let mut last = None;
-    for permit in range.permits.drain(..) {
+    for permit in range.permits.drain(..).filter(|permit| !is_tail(permit, class)) {
         let class = permit.priority().class();
         core.meter.count(Event::SpansFailed(class), 1);
         let error = ReadError::fetch(format!("fetching {}", core.name(permit.id())), error.clone());
@@ -160,6 +172,11 @@ async fn run(
         last = Some(error);
     }
     last.map_or(Ok(()), Err)
+}
+
+/// Whether a span in a range that began with `class` was taken along for nobody, as is true to this moment.
+fn is_tail(permit: &FetchPermit, class: FetchClass) -> bool {
+    class > FetchClass::Background && permit.priority().class() == FetchClass::Background
 }
 
 async fn acquire(core: &LayerCore, permit: &FetchPermit) -> Grant {
@@ -176,6 +193,10 @@ struct Range<'a> {
     context: FetchContext,
     /// A source that gave wrong bytes.
     avoid: Option<SourceId>,
+    /// How urgent it was at first.
+    class: FetchClass,
+    /// Held until what it was asked for is here; what is taken along comes behind that.
+    asked: Option<Asked>,
 }
 
 impl Range<'_> {
@@ -183,8 +204,12 @@ impl Range<'_> {
         let mut broken = 0;
         while !self.permits.is_empty() {
             let before = self.permits.len();
+            let (asked, window) = (Instant::now(), self.window());
             let (source, stream) = self.core.demanding(self.context.priority.class(), self.open()).await?;
-            let Err(error) = self.receive(source, stream).await else { continue };
+            let Err(error) = self.receive(source, stream, asked.elapsed(), window).await else { continue };
+            if self.permits.iter().all(|permit| is_tail(permit, self.class)) {
+                return Ok(());
+            }
             if self.permits.len() < before {
                 broken = 0;
                 self.context.patient_since = Some(Instant::now());
@@ -261,17 +286,30 @@ impl Range<'_> {
         Ok((*id, stream))
     }
 
-    async fn receive(&mut self, source: SourceId, mut stream: BlobStream) -> Result<(), FetchError> {
+    /// Cuts `stream`, which came after `answer`, into spans. The first one, of which `window` is coming, is inflated as it
+    /// arrives.
+    async fn receive(
+        &mut self,
+        source: SourceId,
+        mut stream: BlobStream,
+        answer: Duration,
+        mut window: Option<JoinHandle<Option<Window>>>,
+    ) -> Result<(), FetchError> {
+        let answered = Instant::now();
         let core = Arc::clone(self.core);
         let mut rest = Bytes::new();
         let mut position = match self.permits.front() {
             Some(first) => core.spans.compressed(first.id()).start.0,
             None => return Ok(()),
         };
+        let start = position;
         // The last byte that was taken: the next span may start with it.
-        let mut tail = 0;
+        let mut edge = 0;
         while let Some(permit) = self.permits.front() {
             let id = permit.id();
+            if is_tail(permit, self.class) {
+                self.asked = None;
+            }
             let grant = acquire(&core, permit).await;
             let urgent = core.is_pressing(self.context.priority.class());
             let mut hold = Hold::new(grant, Arc::clone(&core.shared.demand), urgent);
@@ -281,26 +319,52 @@ impl Range<'_> {
             // Bytes are copied out of the connection's buffers, which it then uses again; holding pieces of them would
             // cost memory that no budget knows of.
             let mut span = core.shared.buffers.take(len);
-            let mut room = &mut span[..];
-            if wanted.start.0 < position {
-                fill(&mut room, &[tail]);
+            let mut filled = 0;
+            if wanted.start.0 < position && len > 0 {
+                span[0] = edge;
+                filled = 1;
             }
-            while !room.is_empty() {
-                if rest.is_empty() {
-                    rest = self.next(&mut stream, &mut hold).await?;
+            let mut begun = match window.take() {
+                Some(window) => {
+                    window.await.ok().flatten().and_then(|window| Inflating::new(&core, id, &window).ok())
                 }
-                let len = fill(&mut room, &rest);
-                position += len as u64;
-                tail = rest[len - 1];
-                rest.advance(len);
+                None => None,
+            };
+            while filled < len {
+                if rest.is_empty() {
+                    let next = self.next(&mut stream, &mut hold);
+                    rest = match &mut begun {
+                        Some(begun) => begun.meanwhile(&span[..filled], next).await?,
+                        None => next.await?,
+                    };
+                }
+                let taken = rest.len().min(len - filled);
+                span[filled..filled + taken].copy_from_slice(&rest[..taken]);
+                filled += taken;
+                position += taken as u64;
+                edge = rest[taken - 1];
+                rest.advance(taken);
+            }
+            if self.asked.is_some() {
+                core.line.note(answer, position - start, answered.elapsed());
             }
             if let Some(permit) = self.permits.pop_front() {
                 let grant = hold.complete();
-                let arrived = Arrived { permit, grant, bytes: span.freeze(), origin: self.origin(source) };
+                let (bytes, origin) = (span.freeze(), self.origin(source));
+                let arrived = Arrived { permit, grant, bytes, begun, origin };
                 finish::submit(&core, arrived);
             }
         }
         Ok(())
+    }
+
+    /// Has the window read, while the answer is on its way, of the first span if somebody waits for it.
+    fn window(&self) -> Option<JoinHandle<Option<Window>>> {
+        let first = self.permits.front()?;
+        let waited_for = first.priority().class() == FetchClass::OnDemand && first.want() == SpanForm::Plain;
+        let (core, id) = (Arc::clone(self.core), first.id());
+        // A window that cannot be had is seen to when the span is here.
+        waited_for.then(|| core.shared.handle.clone().spawn_blocking(move || core.window(id).ok()))
     }
 
     fn origin(&self, source: SourceId) -> Origin {
@@ -350,15 +414,6 @@ async fn some(stream: &mut BlobStream) -> Result<Bytes, FetchError> {
             None => return Err(FetchError::new(FetchErrorKind::Protocol, "the body ended too early")),
         }
     }
-}
-
-/// Moves the beginning of `from` to the front of `room`, which is what is left then. Returns how many bytes.
-fn fill(room: &mut &mut [u8], from: &[u8]) -> usize {
-    let len = room.len().min(from.len());
-    let (front, rest) = std::mem::take(room).split_at_mut(len);
-    front.copy_from_slice(&from[..len]);
-    *room = rest;
-    len
 }
 
 /// Bounds `work`, whatever the source makes of its deadline.

@@ -1,7 +1,7 @@
 //! What becomes of a span whose bytes have arrived: verified, inflated, served, stored. Runs on the workers.
 //!
-//! Nothing is inflated before its digest was checked, so every byte that a waiter gets is verified. Parts are served as
-//! inflation reaches them; storing comes after all are served. A span that nobody waits for in the background is stored as
+//! Nothing is served before its digest was checked, so every byte that a waiter gets is verified. Parts are served as
+//! inflation reaches them, which may have begun while the span arrived; storing comes after all are served. A span that nobody waits for in the background is stored as
 //! it came, which costs a third of the disk and none of the inflation.
 
 use std::sync::Arc;
@@ -10,18 +10,16 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use soci_oci::FetchClass;
-use soci_ztoc::{SpanId, SpanInflate, Window};
+use soci_ztoc::SpanId;
 
 use crate::budget::Grant;
 use crate::core::LayerCore;
+use crate::inflating::Inflating;
 use crate::meters::Event;
 use crate::slot::{FetchPermit, SpanForm};
 use crate::sources::SourceId;
 use crate::span_cache::Stored;
 use crate::{ReadError, ReadErrorKind, fetch, mend, verify};
-
-/// Waiters are looked at after this much of the compressed span.
-const STEP: usize = 32 << 10;
 
 /// Where bytes came from.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +40,8 @@ pub(crate) struct Arrived {
     pub(crate) grant: Grant,
     /// The compressed bytes; none when they are in the cache.
     pub(crate) bytes: Bytes,
+    /// What was done of it while it arrived.
+    pub(crate) begun: Option<Inflating>,
     pub(crate) origin: Origin,
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn submit(core: &Arc<LayerCore>, arrived: Arrived) {
 }
 
 fn work(core: &Arc<LayerCore>, arrived: Arrived) {
-    let Arrived { mut permit, grant, bytes: mut compressed, origin } = arrived;
+    let Arrived { mut permit, grant, bytes: mut compressed, mut begun, origin } = arrived;
     let id = permit.id();
     match origin {
         Origin::Cache => match core.shared.cache.read_all(&core.key(id, SpanForm::Compressed)) {
@@ -69,9 +69,13 @@ fn work(core: &Arc<LayerCore>, arrived: Arrived) {
             }
         },
         Origin::Source(source) | Origin::Fresh(source) => {
-            if !verify::is_genuine(&core.spans, id, &compressed) {
+            let genuine = match &mut begun {
+                Some(begun) => begun.verifies(core, &compressed),
+                None => verify::is_genuine(&core.spans, id, &compressed),
+            };
+            if !genuine {
                 core.meter.count(Event::Mismatches, 1);
-                drop((grant, compressed));
+                drop((grant, compressed, begun));
                 return mismatch(core, permit, origin, source);
             }
             let class = permit.priority().class();
@@ -86,19 +90,24 @@ fn work(core: &Arc<LayerCore>, arrived: Arrived) {
             }
         }
     }
-    let looked = Instant::now();
-    let window = match core.window(id) {
-        Ok(window) => window,
-        Err(error) => {
-            // What has come need not come again.
-            if !core.has(id, SpanForm::Compressed) {
-                store(core, id, SpanForm::Compressed, &compressed, permit.priority().class());
+    let inflating = match begun {
+        Some(begun) => Ok(begun),
+        None => {
+            let looked = Instant::now();
+            match core.window(id) {
+                Ok(window) => Inflating::new(core, id, &window),
+                Err(error) => {
+                    // What has come need not come again.
+                    if !core.has(id, SpanForm::Compressed) {
+                        store(core, id, SpanForm::Compressed, &compressed, permit.priority().class());
+                    }
+                    drop((grant, compressed));
+                    return mend::mend(core, permit, looked, error);
+                }
             }
-            drop((grant, compressed));
-            return mend::mend(core, permit, looked, error);
         }
     };
-    match inflate(core, &permit, &window, &compressed) {
+    match inflating.and_then(|inflating| inflating.finish(core, &compressed, |valid| permit.serve(valid))) {
         Ok(bytes) => {
             drop(compressed);
             let class = permit.priority().class();
@@ -143,28 +152,6 @@ fn mismatch(core: &Arc<LayerCore>, permit: FetchPermit, origin: Origin, source: 
         core.name(id)
     );
     permit.fail(&ReadError::new(ReadErrorKind::Integrity, message));
-}
-
-fn inflate(
-    core: &LayerCore,
-    permit: &FetchPermit,
-    window: &Window,
-    compressed: &[u8],
-) -> Result<Bytes, ReadError> {
-    let id = permit.id();
-    let wrong =
-        |error| ReadError::because(ReadErrorKind::Integrity, format!("inflating {}", core.name(id)), error);
-    let len = usize::try_from(core.plain_len(id)).map_err(|_| {
-        ReadError::new(ReadErrorKind::Local, format!("{} does not fit into memory", core.name(id)))
-    })?;
-    let mut out = core.shared.buffers.take(len);
-    let mut inflater = SpanInflate::new(&core.spans, id, window).map_err(wrong)?;
-    for step in compressed.chunks(STEP) {
-        let valid = inflater.feed(step, &mut out).map_err(wrong)?;
-        permit.serve(&out[..valid.min(len)]);
-    }
-    inflater.finish(&out).map_err(wrong)?;
-    Ok(out.freeze())
 }
 
 /// Stores a span. Returns whether it is in the cache; when not, whoever waits was served or is served from memory.

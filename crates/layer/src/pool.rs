@@ -21,6 +21,7 @@ use crate::demand::Demand;
 use crate::reader::LayerReader;
 use crate::recent::Recent;
 use crate::sources::SourceId;
+use crate::tail::Asking;
 use crate::workers::Workers;
 use crate::{Meters, Settings, SpanCache, ZtocFile};
 
@@ -47,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) workers: Workers,
     pub(crate) recent: Recent,
     pub(crate) demand: Arc<Demand>,
+    pub(crate) asking: Arc<Asking>,
     pub(crate) background: Background,
 }
 
@@ -76,7 +78,7 @@ pub struct Gauges {
     pub bytes: u64,
     /// Jobs that wait for a thread or run.
     pub jobs: usize,
-    /// Readers that wait and requests made for them.
+    /// Readers and pulls that wait, and requests made for them.
     pub waiting: usize,
 }
 
@@ -100,6 +102,7 @@ impl LayerPool {
                 workers: Workers::new(settings.workers, trim),
                 recent: Recent::new(settings.recent),
                 demand: Demand::new(),
+                asking: Arc::default(),
                 background: Background::new(settings.background.clone()),
                 handle: Handle::current(),
                 cache,
@@ -127,6 +130,13 @@ impl LayerPool {
         drop(layers);
         *core.file.lock() = spec.ztoc_file;
         Arc::new(LayerReader::new(Arc::downgrade(self), core, source))
+    }
+
+    /// Returns a layer that nobody has opened.
+    #[cfg(test)]
+    pub(crate) fn core(&self, spec: LayerSpec) -> Arc<LayerCore> {
+        let LayerSpec { ztoc, ztoc_file, spans } = spec;
+        Arc::new(LayerCore::new(0, ztoc, ztoc_file, spans, Arc::clone(&self.shared)))
     }
 
     /// Opens a layer that is open once more; its source is asked last.
@@ -181,6 +191,11 @@ impl LayerPool {
             jobs: self.shared.workers.busy(),
             waiting: self.shared.demand.count(),
         }
+    }
+
+    /// Does `work` that a pull waits for; what is done in the background steps aside for it, at most for some seconds.
+    pub async fn before_background<T>(&self, work: impl Future<Output = T>) -> T {
+        self.shared.demand.during_pull(work).await
     }
 
     /// Returns how many layers wait to be completed in the background.

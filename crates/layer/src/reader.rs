@@ -1,6 +1,7 @@
 //! One reader of a layer.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -82,6 +83,7 @@ impl LayerReader {
     /// As [`Self::complete`]; layers with the same `group` share one turn, so that an image with many layers does not
     /// outweigh one with few.
     pub fn complete_for(&self, group: &Digest) {
+        self.core.completing.store(true, Ordering::Relaxed);
         self.core.shared.background.add(&self.core, false, *group);
     }
 

@@ -192,18 +192,22 @@ async fn sources_that_stall_hold_up_no_reader_of_another_layer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_are_asked_for_once_more_and_never_served() {
     let layer = layer();
-    let rig = Rig::new(Settings { read_ahead: 0, ..settings() });
-    let source = layer.source();
-    let reader = rig.open(&layer, &source);
-    source.next(Fault::Corrupt(50));
-    assert_eq!(read(&reader, 0, 100).await, Ok(expected(&layer, 0, 100)));
-    assert_eq!(source.opened().len(), 2);
-    source.always(Fault::Corrupt(50));
-    let far = layer.tar.len() as u64 - 100;
-    assert_eq!(read(&reader, far, 100).await, Err(ReadErrorKind::Integrity));
-    assert_eq!(reader.try_read(UncompressedOffset(far), 100).map(|chunks| chunks.len()), None);
-    source.heal();
-    assert_eq!(read(&reader, far, 100).await, Ok(expected(&layer, far, 100)));
+    // Far away a span is hashed and inflated while it arrives.
+    for source in [layer.source(), Script::far(layer.blob.clone(), Duration::from_millis(5))] {
+        let rig = Rig::new(Settings { read_ahead: 0, ..settings() });
+        let reader = rig.open(&layer, &source);
+        source.next(Fault::Corrupt(50));
+        assert_eq!(read(&reader, 0, 100).await, Ok(expected(&layer, 0, 100)));
+        assert_eq!(source.opened().len(), 2);
+        let far = layer.tar.len() as u64 - 100;
+        for at in [50, 19_000, u64::MAX] {
+            source.always(Fault::Corrupt(at));
+            assert_eq!(read(&reader, far, 100).await, Err(ReadErrorKind::Integrity));
+            assert_eq!(reader.try_read(UncompressedOffset(far), 100).map(|chunks| chunks.len()), None);
+        }
+        source.heal();
+        assert_eq!(read(&reader, far, 100).await, Ok(expected(&layer, far, 100)));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

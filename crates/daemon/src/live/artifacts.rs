@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use soci_index::{ArtifactKind, Resolved, SociIndex, fetch_artifact, resolve};
+use soci_layer::LayerPool;
 use soci_oci::{Digest, FetchClass, FetchContext, FetchError, FetchErrorKind, with_causes};
 use soci_registry::Repository;
 use soci_snapshotter::provider::ArtifactRef;
@@ -111,12 +112,14 @@ struct Shared {
 }
 
 impl Artifacts {
-    /// Begins to fetch what `origin` has for the layers that are wanted, whose zTOCs `hold` holds. Ends with `stop`.
+    /// Begins to fetch what `origin` has for the layers that are wanted, whose zTOCs `hold` holds: before what `pool` does in
+    /// the background, since a pull waits for it. Ends with `stop`.
     pub fn fetch(
         origin: Origin,
         wanted: Vec<Wanted>,
         hold: Hold,
         ztocs: Arc<Ztocs>,
+        pool: Arc<LayerPool>,
         tracker: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
@@ -136,7 +139,8 @@ impl Artifacts {
         }
         let shared = Arc::new(Shared { origin, ztocs, hold: Arc::new(hold), series, prefetches });
         let burst = Burst { shared: Arc::clone(&shared), coming: Mutex::new(coming), senders };
-        tracker.spawn(stop.clone().run_until_cancelled_owned(burst.run()));
+        let run = async move { pool.before_background(burst.run()).await };
+        tracker.spawn(stop.clone().run_until_cancelled_owned(run));
         let _ends = stop.clone().drop_guard();
         Self { shared, layers, tracker, stop, _ends }
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use soci_index::{DiscoverError, DiscoverRequest, Discovered, SociIndex, Source, discover};
+use soci_layer::LayerPool;
 use soci_oci::manifest::MAX_MANIFEST_SIZE;
 use soci_oci::{Digest, FetchClass, FetchContext, FetchErrorKind, Manifest, with_causes};
 use soci_registry::Repository;
@@ -80,6 +81,7 @@ pub struct Sessions {
     settings: Settings,
     ztocs: Arc<Ztocs>,
     claims: Arc<Claims>,
+    pool: Arc<LayerPool>,
     metrics: Metrics,
     known: Mutex<HashMap<Key, Known>>,
     resolving: Jobs<Key, Outcome>,
@@ -130,12 +132,13 @@ impl Sessions {
         settings: Settings,
         ztocs: Arc<Ztocs>,
         claims: Arc<Claims>,
+        pool: Arc<LayerPool>,
         metrics: Metrics,
         tracker: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
         let resolving = Jobs::new(tracker.clone());
-        Self { settings, ztocs, claims, metrics, known: Mutex::default(), resolving, tracker, stop }
+        Self { settings, ztocs, claims, pool, metrics, known: Mutex::default(), resolving, tracker, stop }
     }
 
     /// Whether the image that `layer` belongs to was resolved.
@@ -336,7 +339,8 @@ impl Sessions {
             content: Arc::clone(&content),
         };
         let (tracker, stop) = (self.tracker.clone(), self.stop.child_token());
-        let artifacts = Artifacts::fetch(origin, wanted, hold, Arc::clone(&self.ztocs), tracker, stop);
+        let (ztocs, pool) = (Arc::clone(&self.ztocs), Arc::clone(&self.pool));
+        let artifacts = Artifacts::fetch(origin, wanted, hold, ztocs, pool, tracker, stop);
         let manifest = found.image_manifest;
         Ok(Arc::new(Image { manifest, index, repository, content, artifacts, _series: of_index }))
     }

@@ -117,6 +117,8 @@ pub enum Fault {
 pub struct Script {
     blob: Bytes,
     chunk: usize,
+    /// How far away it is: how long an answer takes. Its chunks then come one by one.
+    far: Option<Duration>,
     state: Mutex<State>,
     gate: tokio::sync::watch::Sender<bool>,
 }
@@ -138,7 +140,17 @@ impl Script {
     }
 
     pub fn with_chunk(blob: Bytes, chunk: usize) -> Arc<Self> {
-        Arc::new(Self { blob, chunk, state: Mutex::default(), gate: tokio::sync::watch::Sender::new(true) })
+        Self::make(blob, chunk, None)
+    }
+
+    /// Returns a source that is a road of that long away.
+    pub fn far(blob: Bytes, answer: Duration) -> Arc<Self> {
+        Self::make(blob, 10_007, Some(answer))
+    }
+
+    fn make(blob: Bytes, chunk: usize, far: Option<Duration>) -> Arc<Self> {
+        let gate = tokio::sync::watch::Sender::new(true);
+        Arc::new(Self { blob, chunk, far, state: Mutex::default(), gate })
     }
 
     pub fn next(&self, fault: Fault) {
@@ -179,6 +191,10 @@ impl BlobSource for Script {
             state.opened.push(range.clone());
             state.always.or_else(|| state.faults.pop_front()).unwrap_or(Fault::None)
         };
+        let far = self.far;
+        if let Some(answer) = far {
+            tokio::time::sleep(answer).await;
+        }
         if let Fault::Refuse(kind) = fault {
             return Err(FetchError::new(kind, "refused by the script"));
         }
@@ -216,7 +232,10 @@ impl BlobSource for Script {
         let stream = futures::stream::iter(chunks).then(move |chunk| {
             let mut gate = gate.clone();
             async move {
-                let _open = gate.wait_for(|open| *open).await;
+                drop(gate.wait_for(|open| *open).await);
+                if far.is_some() {
+                    tokio::task::yield_now().await;
+                }
                 chunk
             }
         });

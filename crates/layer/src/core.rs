@@ -56,7 +56,7 @@ pub(crate) struct LayerCore {
     pub(crate) barren: AtomicBool,
     /// Set when it is to be completed.
     pub(crate) completing: AtomicBool,
-    pub(crate) line: Line,
+    pub(crate) line: Arc<Line>,
 }
 
 /// Where a span that is ready can be had.
@@ -97,7 +97,7 @@ impl LayerCore {
             failing: AtomicBool::new(false),
             barren: AtomicBool::new(false),
             completing: AtomicBool::new(false),
-            line: Line::default(),
+            line: Arc::default(),
         }
     }
 

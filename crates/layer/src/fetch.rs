@@ -102,7 +102,7 @@ fn join(core: &LayerCore, permits: Vec<FetchPermit>, most: u64) -> Vec<VecDeque<
 fn spawn(core: &Arc<LayerCore>, permits: VecDeque<FetchPermit>, avoid: Option<SourceId>) {
     let task = Arc::clone(core);
     let waited_for = permits.iter().any(|permit| permit.priority().class() == FetchClass::OnDemand);
-    let asked = waited_for.then(|| core.shared.asking.enter());
+    let asked = waited_for.then(|| core.line.ask());
     core.shared.handle.spawn(async move {
         let _error_was_told = run(&task, permits, avoid, asked).await;
     });

@@ -21,7 +21,6 @@ use crate::demand::Demand;
 use crate::reader::LayerReader;
 use crate::recent::Recent;
 use crate::sources::SourceId;
-use crate::tail::Asking;
 use crate::workers::Workers;
 use crate::{Meters, Settings, SpanCache, ZtocFile};
 
@@ -48,7 +47,6 @@ pub(crate) struct Shared {
     pub(crate) workers: Workers,
     pub(crate) recent: Recent,
     pub(crate) demand: Arc<Demand>,
-    pub(crate) asking: Arc<Asking>,
     pub(crate) background: Background,
 }
 
@@ -102,7 +100,6 @@ impl LayerPool {
                 workers: Workers::new(settings.workers, trim),
                 recent: Recent::new(settings.recent),
                 demand: Demand::new(),
-                asking: Arc::default(),
                 background: Background::new(settings.background.clone()),
                 handle: Handle::current(),
                 cache,

@@ -6,7 +6,8 @@
 //! time that an answer takes. The next miss is often among them, and if not, its answer is on its way while they arrive.
 //!
 //! In all else they are background work's: stored as they came, within its share of the budget and of the cache. There
-//! are none while others wait for bytes too, since the line does not stand still then, and none under a bandwidth limit.
+//! are none while others wait for bytes of the layer too, since the line does not stand still then, and none under a bandwidth
+//! limit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -23,9 +24,21 @@ use crate::slot::{FetchPermit, SpanForm};
 pub(crate) struct Line {
     /// Bytes that it carries in the time that an answer takes, as far as the last reader who waited could tell.
     idle: AtomicU64,
+    /// Ranges on it that readers wait for.
+    asked: AtomicUsize,
 }
 
+/// A range that a reader waits for, counted until dropped.
+#[derive(Debug)]
+pub(crate) struct Asked(Arc<Line>);
+
 impl Line {
+    /// Counts a range that a reader waits for until the result is dropped.
+    pub(crate) fn ask(self: &Arc<Self>) -> Asked {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        Asked(Arc::clone(self))
+    }
+
     /// Takes note of a request that was answered after `answer`, and of `bytes` that took `arrival` from there.
     pub(crate) fn note(&self, answer: Duration, bytes: u64, arrival: Duration) {
         let now = bytes as f64 * answer.as_secs_f64() / arrival.as_secs_f64().max(1e-6);
@@ -36,29 +49,9 @@ impl Line {
     }
 }
 
-/// Counts the ranges that readers wait for.
-#[derive(Debug, Default)]
-pub(crate) struct Asking(AtomicUsize);
-
-/// One of them, counted until dropped.
-#[derive(Debug)]
-pub(crate) struct Asked(Arc<Asking>);
-
-impl Asking {
-    /// Counts one more until the result is dropped.
-    pub(crate) fn enter(self: &Arc<Self>) -> Asked {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Asked(Arc::clone(self))
-    }
-
-    fn is_none(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
-    }
-}
-
 impl Drop for Asked {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.asked.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -68,7 +61,7 @@ pub(crate) fn behind(core: &LayerCore, last: &FetchPermit) -> Vec<FetchPermit> {
     let wanted = last.priority().class() == FetchClass::OnDemand
         && core.completing.load(Ordering::Relaxed)
         && settings.bytes_per_second.is_none()
-        && core.shared.asking.is_none();
+        && core.line.asked.load(Ordering::Relaxed) == 0;
     let most = core.line.idle.load(Ordering::Relaxed).min(settings.max_range);
     if !wanted || most == 0 {
         return Vec::new();

@@ -3,9 +3,8 @@
 //! Images take turns, and the layers of an image among themselves, one range of adjacent spans at a time. Within a layer
 //! the spans of its prefetch list come first, then those next to where readers were last, then the rest from the start.
 //! Two ranges are on their way at once, so that the pause between two requests is used. The first ones after a reader was
-//! there are short. Before a range starts and between
-//! its chunks it steps aside for anybody who waits. What is there already is known from the cache, so work goes on where
-//! it ended, also after a restart.
+//! there are short. Before a range starts and between its chunks it steps aside for anybody who waits. What is there
+//! already is known from the cache, so work goes on where it ended, also after a restart.
 //!
 //! A layer whose range failed rests, twice as long each time; it is never given up while it is open. A layer for which
 //! the cache has no room rests for the longest time. When all open layers are complete no task is left.
@@ -134,8 +133,8 @@ impl Background {
         self.settings.bytes_per_second.map_or(most, |rate| most.min(rate.saturating_mul(PACED_RANGE)))
     }
 
-    /// Returns the most compressed bytes of a range that begins now: few after a reader was there, who may come again and then
-    /// has to share the line with all that was asked for, and twice as many each time that nobody came.
+    /// Returns the most compressed bytes of a range that begins now: few after a reader was there, who may come again and
+    /// then has to share the line with all that was asked for, and twice as many each time that nobody came.
     fn next_range(&self, reader: Option<tokio::time::Instant>) -> u64 {
         let mut state = self.state.lock();
         let undisturbed = state.range > 0 && state.reader == reader;

@@ -1,8 +1,8 @@
 //! What becomes of a span whose bytes have arrived: verified, inflated, served, stored. Runs on the workers.
 //!
 //! Nothing is served before its digest was checked, so every byte that a waiter gets is verified. Parts are served as
-//! inflation reaches them, which may have begun while the span arrived; storing comes after all are served. A span that nobody waits for in the background is stored as
-//! it came, which costs a third of the disk and none of the inflation.
+//! inflation reaches them, which may have begun while the span arrived; storing comes after all are served. A span that
+//! nobody waits for in the background is stored as it came, which costs a third of the disk and none of the inflation.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -57,7 +57,7 @@ pub(crate) fn submit(core: &Arc<LayerCore>, arrived: Arrived) {
 }
 
 fn work(core: &Arc<LayerCore>, arrived: Arrived) {
-    let Arrived { mut permit, grant, bytes: mut compressed, mut begun, origin } = arrived;
+    let Arrived { mut permit, grant, bytes: mut compressed, begun, origin } = arrived;
     let id = permit.id();
     match origin {
         Origin::Cache => match core.shared.cache.read_all(&core.key(id, SpanForm::Compressed)) {
@@ -69,7 +69,7 @@ fn work(core: &Arc<LayerCore>, arrived: Arrived) {
             }
         },
         Origin::Source(source) | Origin::Fresh(source) => {
-            let genuine = match &mut begun {
+            let genuine = match &begun {
                 Some(begun) => begun.verifies(core, &compressed),
                 None => verify::is_genuine(&core.spans, id, &compressed),
             };

@@ -57,8 +57,7 @@ impl Inflating {
     pub(crate) async fn meanwhile<T>(&mut self, arrived: &[u8], next: impl Future<Output = T>) -> T {
         let mut next = pin!(next);
         loop {
-            let polled = std::future::poll_fn(|context| Poll::Ready(next.as_mut().poll(context))).await;
-            if let Poll::Ready(done) = polled {
+            if let Poll::Ready(done) = futures::poll!(next.as_mut()) {
                 return done;
             }
             if self.hashed < arrived.len() {
@@ -84,9 +83,8 @@ impl Inflating {
     }
 
     /// Whether `compressed` are the bytes of the span, of which the first ones were hashed before.
-    pub(crate) fn verifies(&mut self, core: &LayerCore, compressed: &[u8]) -> bool {
-        let hasher = std::mem::replace(&mut self.hasher, core.spans.digest(self.id).hasher());
-        verify::completes(hasher, &core.spans, self.id, compressed, self.hashed)
+    pub(crate) fn verifies(&self, core: &LayerCore, compressed: &[u8]) -> bool {
+        verify::completes(self.hasher.clone(), &core.spans, self.id, compressed, self.hashed)
     }
 
     /// Inflates what is left of the whole and verified span, and shows `serve` how far it came at each step.

@@ -6,8 +6,8 @@
 //! time that an answer takes. The next miss is often among them, and if not, its answer is on its way while they arrive.
 //!
 //! In all else they are background work's: stored as they came, within its share of the budget and of the cache. There
-//! are none while others wait for bytes of the layer too, since the line does not stand still then, and none under a bandwidth
-//! limit.
+//! are none while others wait for bytes of the layer too, since the line does not stand still then, and none under a
+//! bandwidth limit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

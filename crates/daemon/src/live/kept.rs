@@ -63,8 +63,8 @@ impl Live {
         of_each.map(|pull| pull.reference.clone()).collect()
     }
 
-    /// Returns the zTOC `digest` of `layer`, of `size` bytes: what is stored where that is whole, else from the first of `references`
-    /// that has it, and stores it.
+    /// Returns the zTOC `digest` of `layer`, of `size` bytes: what is stored where that is whole, else from the first of
+    /// `references` that has it, and stores it.
     ///
     /// # Errors
     /// Why the last of them has not got it, or why it cannot be stored.

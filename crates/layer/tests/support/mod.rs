@@ -113,6 +113,9 @@ pub enum Fault {
     Stall(u64),
 }
 
+/// Bytes of a chunk: spans and chunks end at different places.
+const CHUNK: usize = 10_007;
+
 #[derive(Debug)]
 pub struct Script {
     blob: Bytes,
@@ -136,7 +139,7 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Script {
     pub fn new(blob: Bytes) -> Arc<Self> {
-        Self::with_chunk(blob, 10_007)
+        Self::with_chunk(blob, CHUNK)
     }
 
     pub fn with_chunk(blob: Bytes, chunk: usize) -> Arc<Self> {
@@ -145,7 +148,7 @@ impl Script {
 
     /// Returns a source that is a road of that long away.
     pub fn far(blob: Bytes, answer: Duration) -> Arc<Self> {
-        Self::make(blob, 10_007, Some(answer))
+        Self::make(blob, CHUNK, Some(answer))
     }
 
     fn make(blob: Bytes, chunk: usize, far: Option<Duration>) -> Arc<Self> {

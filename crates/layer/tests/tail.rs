@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use soci_layer::{BackgroundSettings, LayerReader, RangeRead, Settings};
+use soci_layer::{BackgroundSettings, LayerPool, LayerReader, RangeRead, Settings};
 use soci_ztoc::SpanId;
 use support::{Fault, Layer, Rig, Script, settings, soon, tar_of, until};
 
@@ -29,8 +29,8 @@ impl Case {
         let layer = Layer::gzip(tar_of(&[1_500_000]), 64 << 10);
         let rig = Rig::new(Settings { read_ahead: 0, background, ..settings() });
         let pool = Arc::clone(&rig.pool);
-        tokio::spawn(async move { pool.before_background(std::future::pending::<()>()).await });
-        until("the pull is under way", || rig.pool.gauges().waiting == 1).await;
+        tokio::spawn(pulls(pool));
+        until("pulls are under way", || rig.pool.gauges().waiting == 2).await;
         let source = Script::far(layer.blob.clone(), ANSWER);
         let reader = rig.open(&layer, &source);
         Self { layer, rig, source, reader }
@@ -53,6 +53,16 @@ impl Case {
             |range: &Range<u64>| spans.ids().find(|id| spans.compressed(*id).end.0 == range.end).unwrap().0;
         self.source.opened().iter().map(|range| first(range)..last(range) + 1).collect()
     }
+}
+
+/// Pulls one image after another, twice at once: none is waited for without end, and when one ends the other is there.
+async fn pulls(pool: Arc<LayerPool>) {
+    let pull = || async {
+        loop {
+            pool.before_background(tokio::time::sleep(Duration::from_secs(1))).await;
+        }
+    };
+    tokio::join!(pull(), pull());
 }
 
 fn most() -> BackgroundSettings {

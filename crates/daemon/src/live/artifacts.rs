@@ -248,43 +248,48 @@ impl Burst {
 }
 
 impl Shared {
-    /// Stores and decodes a zTOC that was asked for at `begun`.
+    /// Stores and decodes a zTOC that was asked for at `begun`; both at once, since a large one keeps the disk and a processor
+    /// busy for as long as each other.
     async fn take(&self, artifact: Resolved, begun: Instant) -> Result<Arc<Ready>, FetchError> {
         let layer = artifact.layer;
         let series = self.series.get(&layer).cloned().ok_or_else(|| gone(&layer))?;
         series.observe(Timing::ZtocFetch, begun.elapsed());
-        let (ztocs, hold) = (Arc::clone(&self.ztocs), Arc::clone(&self.hold));
-        let storing = tokio::task::spawn_blocking(move || {
-            let stored = store(&ztocs, artifact, &series);
-            drop(hold);
-            stored
-        });
-        let stored = storing.await.unwrap_or_else(|_| Err(gone(&layer)));
-        if let Err(error) = &stored {
+        let taken = self.store_and_decode(artifact, series).await;
+        if let Err(error) = &taken {
             tracing::warn!(image = self.origin.image, %layer, error = %with_causes(error), "a zTOC cannot be used");
         }
-        let prefetch = self.prefetches.get(&layer).cloned();
-        stored.map(|ready| Arc::new(Ready { prefetch, ..ready }))
+        taken.map(Arc::new)
     }
-}
 
-/// Stores and decodes a zTOC. Blocks.
-fn store(ztocs: &Ztocs, artifact: Resolved, series: &Series) -> Result<Ready, FetchError> {
-    let bytes = artifact.bytes?;
-    let digest = artifact.descriptor.digest;
-    let begun = Instant::now();
-    let ztoc = Ztoc::decode(bytes.clone(), &DecodeLimits::default()).map_err(|error| {
-        FetchError::because(FetchErrorKind::Integrity, format!("decode zTOC {digest}"), error)
-    })?;
-    series.observe(Timing::ZtocUnmarshal, begun.elapsed());
-    ztocs
-        .put(&digest, &bytes)
-        .map_err(|error| FetchError::because(FetchErrorKind::Local, format!("store zTOC {digest}"), error))?;
-    Ok(Ready {
-        digest,
-        size: bytes.len() as u64,
-        disable_xattrs: SociIndex::disable_xattrs(&artifact.descriptor),
-        prefetch: None,
-        decoded: Mutex::new(Some(ztoc)),
-    })
+    async fn store_and_decode(&self, artifact: Resolved, series: Arc<Series>) -> Result<Ready, FetchError> {
+        let Resolved { layer, descriptor, bytes, .. } = artifact;
+        let (digest, bytes) = (descriptor.digest, bytes?);
+        let size = bytes.len() as u64;
+        let (ztocs, hold, content) = (Arc::clone(&self.ztocs), Arc::clone(&self.hold), bytes.clone());
+        let storing = tokio::task::spawn_blocking(move || {
+            // Nobody deletes it before it is stored, though everybody else be gone by then.
+            let _hold = hold;
+            ztocs.put(&digest, &content)
+        });
+        let decoding = tokio::task::spawn_blocking(move || {
+            let begun = Instant::now();
+            let decoded = Ztoc::decode(bytes, &DecodeLimits::default());
+            series.observe(Timing::ZtocUnmarshal, begun.elapsed());
+            decoded
+        });
+        let (stored, decoded) = tokio::join!(storing, decoding);
+        let ztoc = decoded.map_err(|_| gone(&layer))?.map_err(|error| {
+            FetchError::because(FetchErrorKind::Integrity, format!("decode zTOC {digest}"), error)
+        })?;
+        stored.map_err(|_| gone(&layer))?.map_err(|error| {
+            FetchError::because(FetchErrorKind::Local, format!("store zTOC {digest}"), error)
+        })?;
+        Ok(Ready {
+            digest,
+            size,
+            disable_xattrs: SociIndex::disable_xattrs(&descriptor),
+            prefetch: self.prefetches.get(&layer).cloned(),
+            decoded: Mutex::new(Some(ztoc)),
+        })
+    }
 }

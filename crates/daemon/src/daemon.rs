@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use http::HeaderName;
 use soci_auth::keychain::cri::CriStore;
 use soci_snapshotter::service::{Restored, Unmount};
 use soci_snapshotter::verdict::Observer;
@@ -18,6 +19,7 @@ use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
+use tower_http::sensitive_headers::SetSensitiveResponseHeadersLayer;
 
 use crate::config::Config;
 use crate::cri::{Backend, ImageV1, ImageV1Alpha2, Relay, Relayed, RuntimeV1};
@@ -43,6 +45,10 @@ const WINDOW: u32 = 16 << 20;
 /// The largest header list that HTTP/2 takes, in bytes: enough to answer a call that has too much with a status that says
 /// so, where HTTP/2 itself would only drop it.
 const MAX_HEADERS: u32 = 2 << 20;
+
+/// An error's message. Nearly every Prepare of a pull ends with one, and each names another snapshot: sent as a sensitive
+/// header, it drives nothing out of the connection's table of headers, and is not kept there.
+const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// What a daemon is made of.
 #[derive(Debug)]
@@ -106,6 +112,7 @@ impl Daemon {
         });
         let router = tonic::transport::Server::builder()
             .layer(TrustedOnly)
+            .layer(SetSensitiveResponseHeadersLayer::new([MESSAGE]))
             .max_concurrent_streams(MAX_CALLS)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)

@@ -9,7 +9,7 @@
 //! What must hold: a record returned by `mount_lazy` suffices to mount again without network or containerd, and all that
 //! it names is on disk; nothing here looks into a mount of ours; no lock is held while anything waits.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -84,9 +84,9 @@ pub struct Live {
     prefetch: bool,
     mount_timeout: Duration,
     /// By snapshot.
-    mounts: Mutex<HashMap<u64, Arc<Mounted>>>,
+    mounts: Mutex<BTreeMap<u64, Arc<Mounted>>>,
     /// By snapshot: the images that its layer was pulled as, oldest first.
-    pulls: Mutex<HashMap<u64, Vec<PulledAs>>>,
+    pulls: Mutex<BTreeMap<u64, Vec<PulledAs>>>,
     /// Told when a layer was mounted or has gone.
     changed: Arc<Notify>,
     tracker: TaskTracker,
@@ -383,9 +383,14 @@ impl LayerProvider for Live {
 
     async fn broken(&self) -> Vec<u64> {
         self.ground.hub.broken().await;
-        let broken: HashMap<_, _> = self.mounts.lock().extract_if(|_, mounted| mounted.is_broken()).collect();
+        let gone: Vec<(u64, Arc<Mounted>)> = {
+            let mut mounts = self.mounts.lock();
+            let broken: Vec<u64> =
+                mounts.iter().filter(|(_, mounted)| mounted.is_broken()).map(|(id, _)| *id).collect();
+            broken.into_iter().filter_map(|id| mounts.remove_entry(&id)).collect()
+        };
         // With it go the last copies of the devices, and with those the waits of readers.
-        broken.into_keys().collect()
+        gone.into_iter().map(|(id, _)| id).collect()
     }
 
     async fn shutdown(&self) {

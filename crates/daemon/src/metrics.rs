@@ -3,7 +3,7 @@
 //! Layers count for themselves and are looked at when somebody scrapes; when a layer is gone its series are. Label sets are
 //! bounded: digests of what is mounted, and words from fixed lists.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -46,7 +46,7 @@ struct Inner {
     images: Living<OfImage>,
     layers: Living<Layer>,
     /// The layer of each zTOC, for readers, who only know the latter.
-    of_ztoc: Mutex<HashMap<Digest, Digest>>,
+    of_ztoc: Mutex<BTreeMap<Digest, Digest>>,
     series: Arc<series::All>,
     /// How long registries took to answer requests for blobs that nobody has series of: with content, and with another
     /// place.

@@ -6,7 +6,7 @@
 //!
 //! Lock order: the table of connections is locked for a moment only and never while a request is served.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -51,7 +51,7 @@ struct Shared {
     stop: OwnedFd,
     stopping: AtomicBool,
     next: AtomicU64,
-    connections: RwLock<HashMap<u64, Arc<Connection>>>,
+    connections: RwLock<BTreeMap<u64, Arc<Connection>>>,
     /// Told when a session broke.
     broken: Notify,
 }
@@ -70,7 +70,7 @@ impl FuseHub {
             stop,
             stopping: AtomicBool::new(false),
             next: AtomicU64::new(STOP + 1),
-            connections: RwLock::new(HashMap::new()),
+            connections: RwLock::new(BTreeMap::new()),
             broken: Notify::new(),
         });
         let hub = Self { inner: Arc::new(Inner { shared, runtime, threads: Mutex::new(Vec::new()) }) };

@@ -11,7 +11,7 @@
 //!
 //! The queue holds layers weakly: a closed one falls out.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -53,7 +53,7 @@ struct State {
     /// In the order of their turns within a group.
     queue: VecDeque<Turn>,
     /// When groups had their last turn, by a count of turns.
-    served: HashMap<Digest, u64>,
+    served: BTreeMap<Digest, u64>,
     turns: u64,
     /// Tasks that run.
     lanes: usize,

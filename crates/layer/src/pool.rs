@@ -4,7 +4,7 @@
 //! sources of both. A layer closes when its last reader is dropped, or by [`LayerPool::close`]: its requests end, its memory is freed, and its
 //! cached spans stay until they are evicted or removed.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -55,7 +55,7 @@ pub(crate) struct Shared {
 pub struct LayerPool {
     shared: Arc<Shared>,
     /// Lock order: taken first.
-    layers: Mutex<HashMap<Digest, Open>>,
+    layers: Mutex<BTreeMap<Digest, Open>>,
     next: AtomicU64,
 }
 

@@ -114,7 +114,7 @@ struct Inner {
     layers: Jobs<layer::Key, layer::Done>,
     restores: Jobs<u64, Result<(), RestoreError>>,
     /// By snapshot: mounts that could not be brought back, until they are. Each was logged when it came here.
-    degraded: Mutex<HashMap<u64, Arc<Record>>>,
+    degraded: Mutex<BTreeMap<u64, Arc<Record>>>,
     /// Told when one more is degraded.
     degrading: Notify,
     verdicts: Verdicts,

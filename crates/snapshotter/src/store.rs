@@ -11,7 +11,7 @@
 //!
 //! Everything here blocks on the disk; async callers use a blocking pool.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -43,7 +43,7 @@ pub struct Store {
 struct State {
     by_name: BTreeMap<String, Arc<Record>>,
     /// How many snapshots and drafts build on a name. Names without any have no entry.
-    children: HashMap<String, usize>,
+    children: BTreeMap<String, usize>,
     /// Names that an operation is changing.
     taken: HashSet<String>,
     /// Ids whose directories are in use: of records and of drafts.

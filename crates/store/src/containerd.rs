@@ -52,6 +52,8 @@ impl Containerd {
             .connect_timeout(CONNECT_TIMEOUT)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(2 * WINDOW)
+            // Each "not found" names another digest: as entries of a table they would be kept for nothing.
+            .http2_header_table_size(0)
             .connect_with_connector_lazy(tower::service_fn(move |_| connect(socket.clone())));
         Self { channel, address: path, namespace: namespace.into(), lease: None, timeout: CALL_TIMEOUT }
     }

@@ -5,7 +5,7 @@
 //! deletes under the same lock under which claims are made, so that no zTOC is deleted between "it is stored already" and
 //! the claim on it. The lock is a leaf, and is held for one unlink at most.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -22,11 +22,11 @@ pub struct Claims {
 
 #[derive(Debug, Default)]
 struct State {
-    by_snapshot: HashMap<u64, Digest>,
+    by_snapshot: BTreeMap<u64, Digest>,
     /// Which snapshots claim a zTOC. There is no empty set.
-    claimed: HashMap<Digest, BTreeSet<u64>>,
+    claimed: BTreeMap<Digest, BTreeSet<u64>>,
     /// How many images being pulled hold it.
-    held: HashMap<Digest, usize>,
+    held: BTreeMap<Digest, usize>,
     /// Those that lost their last hold since [`Claims::ended`].
     ended: Vec<Digest>,
 }
@@ -128,7 +128,7 @@ impl Drop for Hold {
     }
 }
 
-fn take_back(claimed: &mut HashMap<Digest, BTreeSet<u64>>, ztoc: &Digest, snapshot: u64) {
+fn take_back(claimed: &mut BTreeMap<Digest, BTreeSet<u64>>, ztoc: &Digest, snapshot: u64) {
     if let Some(snapshots) = claimed.get_mut(ztoc) {
         snapshots.remove(&snapshot);
         if snapshots.is_empty() {
@@ -137,7 +137,7 @@ fn take_back(claimed: &mut HashMap<Digest, BTreeSet<u64>>, ztoc: &Digest, snapsh
     }
 }
 
-fn lower(counts: &mut HashMap<Digest, usize>, ztoc: &Digest) {
+fn lower(counts: &mut BTreeMap<Digest, usize>, ztoc: &Digest) {
     if let Some(count) = counts.get_mut(ztoc) {
         *count -= 1;
         if *count == 0 {

@@ -3,7 +3,7 @@
 //! A series is shown while somebody holds it: the image that is being pulled, and each mount of the layer. Then it goes, so
 //! that the number of series is bounded by what is mounted and pulled.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -64,7 +64,7 @@ pub struct Series {
 
 /// All series that somebody holds.
 #[derive(Debug, Default)]
-pub(super) struct All(Mutex<HashMap<Digest, Weak<Series>>>);
+pub(super) struct All(Mutex<BTreeMap<Digest, Weak<Series>>>);
 
 impl All {
     /// Returns the series of `digest`.

@@ -1,6 +1,6 @@
 //! What the span cache holds, in memory: sizes and last uses.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use soci_oci::{Digest, FetchClass};
 use soci_ztoc::SpanId;
@@ -11,7 +11,7 @@ use crate::slot::SpanForm;
 /// The entries of all layers. A tick counts uses.
 #[derive(Debug, Default)]
 pub(super) struct CacheIndex {
-    layers: HashMap<Digest, HashMap<(SpanId, SpanForm), Known>>,
+    layers: BTreeMap<Digest, HashMap<(SpanId, SpanForm), Known>>,
     total: u64,
     tick: u64,
     /// Bytes of entries that are being written.

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use soci_oci::{Digest, labels};
 use soci_snapshotter_grpc::proto::snapshots as wire;
 use soci_testkit::Listener;
-use support::image::{Published, publish};
+use support::image::{Published, publish, publish_ztocs};
 use support::stage::{CONFIG, Stage, chains, layers, registry};
 use tonic::Code;
 
@@ -171,6 +171,29 @@ async fn a_bad_ztoc_costs_its_layer_only() {
         "unpacked: mount-failed"
     );
     assert_eq!(stage.label(&top, "containerd.io/snapshot/soci.verdict").await, "lazy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ztoc_that_cannot_be_decoded_costs_its_layer_only_and_goes_with_the_image() {
+    let registry = registry().await;
+    let (layers, _) = layers();
+    let cut = |number, ztoc: Vec<u8>| Some(if number == 1 { ztoc[..ztoc.len() / 2].to_vec() } else { ztoc });
+    let published = publish_ztocs(&registry, "team/app", layers, cut);
+    let mut stage = Stage::new(&registry, CONFIG).await;
+    stage.pull(&published).await;
+    assert_eq!(stage.fuse_mounts(), 2);
+    let said = stage.wait_for("a zTOC cannot be used").await;
+    assert!(said["error"].as_str().unwrap().contains("decode zTOC"), "{said}");
+    let chains = chains(&published);
+    let verdict = stage.label(&chains[1], "containerd.io/snapshot/soci.verdict").await;
+    assert_eq!(verdict, "unpacked: mount-failed");
+    for key in chains.iter().rev() {
+        let remove = wire::RemoveSnapshotRequest { key: key.clone(), ..Default::default() };
+        stage.client.remove(remove).await.unwrap();
+    }
+    stage.client.cleanup(wire::CleanupRequest::default()).await.unwrap();
+    let left: Vec<_> = std::fs::read_dir(stage.state().join("ztocs/sha256")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,7 +29,7 @@ pub(crate) fn publish_with_prefetch(
     spans: &[(i32, i32)],
 ) -> Published {
     let ranges = spans.iter().map(|(start, end)| SpanRange::new(*start, *end)).collect();
-    put(registry, repository, layers, |_| true, Some(Prefetch::of(ranges).unwrap()))
+    put(registry, repository, layers, |_, ztoc| Some(ztoc), Some(Prefetch::of(ranges).unwrap()))
 }
 
 /// Stores an image whose manifest names an index that is no index.
@@ -53,14 +53,24 @@ pub(crate) fn publish(
     layers: Vec<Layer>,
     indexed: impl Fn(usize) -> bool,
 ) -> Published {
-    put(registry, repository, layers, indexed, None)
+    publish_ztocs(registry, repository, layers, |number, ztoc| indexed(number).then_some(ztoc))
+}
+
+/// As [`publish`]; `written` makes of each layer's zTOC what is published as that.
+pub(crate) fn publish_ztocs(
+    registry: &TestRegistry,
+    repository: &str,
+    layers: Vec<Layer>,
+    written: impl Fn(usize, Vec<u8>) -> Option<Vec<u8>>,
+) -> Published {
+    put(registry, repository, layers, written, None)
 }
 
 fn put(
     registry: &TestRegistry,
     repository: &str,
     layers: Vec<Layer>,
-    indexed: impl Fn(usize) -> bool,
+    written: impl Fn(usize, Vec<u8>) -> Option<Vec<u8>>,
     prefetch: Option<Prefetch>,
 ) -> Published {
     let image = Image::new(layers, Dialect::Oci, &["/bin/true"]);
@@ -69,10 +79,8 @@ fn put(
     let mut ztocs = Vec::new();
     for (number, layer) in image.layers.iter().enumerate() {
         registry.put_blob(repository, layer.blob.clone());
-        if !indexed(number) {
-            continue;
-        }
         let (bytes, xattrs_needed) = ztoc(&layer.blob);
+        let Some(bytes) = written(number, bytes) else { continue };
         registry.put_blob(repository, bytes.clone());
         let mut descriptor = Descriptor::of(media_type::ZTOC, &bytes);
         ztocs.push(descriptor.digest);

@@ -3,7 +3,8 @@
  * A step is the moment before a call that changes something beneath the directory SOCI_KILL_ROOT, and for calls that make
  * something visible or durable also the moment after it: what lies between two calls (an answer) is between two steps. Steps
  * count from 1 as soon as the file SOCI_KILL_LOG exists. At number SOCI_KILL_AT, or at the first whose path beneath the root
- * matches the pattern SOCI_KILL_WHERE, the step is written to that file, and the process gets SIGKILL.
+ * matches the pattern SOCI_KILL_WHERE, that file is renamed with ".taken" at its end, the step is written to it, and the process
+ * gets SIGKILL. Whoever removes the file before it is renamed has the process live on.
  *
  * The moments before are seen by a thread that the kernel asks at each such call (seccomp's user notification), whoever makes
  * it: unpacking and mounting pass the C library by. The moments after are seen as functions of that library. */
@@ -28,6 +29,7 @@
 #include <unistd.h>
 
 static const char *root, *log_path, *kill_where;
+static char taken[PATH_MAX];
 static long kill_at;
 static int armed;
 static atomic_long steps;
@@ -55,10 +57,11 @@ static void step(const char *moment, const char *call, const char *path) {
     int saved = errno;
     const char *where = path + strlen(root) + 1;
     if (syscall(SYS_faccessat, AT_FDCWD, log_path, F_OK) == 0 &&
-        (kill_where ? fnmatch(kill_where, where, 0) == 0 : atomic_fetch_add(&steps, 1) + 1 == kill_at)) {
+        (kill_where ? fnmatch(kill_where, where, 0) == 0 : atomic_fetch_add(&steps, 1) + 1 == kill_at) &&
+        syscall(SYS_renameat2, AT_FDCWD, log_path, AT_FDCWD, taken, 0) == 0) {
         char line[PATH_MAX + 64];
         int length = snprintf(line, sizeof line, "%s %s %s\n", moment, call, where);
-        long log = syscall(SYS_openat, AT_FDCWD, log_path, O_WRONLY | O_APPEND, 0);
+        long log = syscall(SYS_openat, AT_FDCWD, taken, O_WRONLY | O_APPEND, 0);
         syscall(SYS_write, log, line, length);
         for (;;) kill(getpid(), SIGKILL);
     }
@@ -148,6 +151,7 @@ __attribute__((constructor)) static void begin(void) {
     kill_where = getenv("SOCI_KILL_WHERE");
     kill_at = at ? atol(at) : 0;
     armed = root && log_path && (kill_at || kill_where);
+    if (armed) snprintf(taken, sizeof taken, "%s.taken", log_path);
     if (!armed) return;
     pthread_t thread;
     sigset_t all, before;

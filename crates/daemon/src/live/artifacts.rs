@@ -248,8 +248,7 @@ impl Burst {
 }
 
 impl Shared {
-    /// Stores and decodes a zTOC that was asked for at `begun`; both at once, since a large one keeps the disk and a processor
-    /// busy for as long as each other.
+    /// Takes in a zTOC that was asked for at `begun`, and says why where it cannot be used.
     async fn take(&self, artifact: Resolved, begun: Instant) -> Result<Arc<Ready>, FetchError> {
         let layer = artifact.layer;
         let series = self.series.get(&layer).cloned().ok_or_else(|| gone(&layer))?;
@@ -261,6 +260,7 @@ impl Shared {
         taken.map(Arc::new)
     }
 
+    /// Stores and decodes a zTOC, both at once: one waits for the disk, the other for a processor.
     async fn store_and_decode(&self, artifact: Resolved, series: Arc<Series>) -> Result<Ready, FetchError> {
         let Resolved { layer, descriptor, bytes, .. } = artifact;
         let (digest, bytes) = (descriptor.digest, bytes?);
@@ -273,9 +273,8 @@ impl Shared {
         });
         let decoding = tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
-            let decoded = Ztoc::decode(bytes, &DecodeLimits::default());
-            series.observe(Timing::ZtocUnmarshal, begun.elapsed());
-            decoded
+            Ztoc::decode(bytes, &DecodeLimits::default())
+                .inspect(|_| series.observe(Timing::ZtocUnmarshal, begun.elapsed()))
         });
         let (stored, decoded) = tokio::join!(storing, decoding);
         let ztoc = decoded.map_err(|_| gone(&layer))?.map_err(|error| {

@@ -319,6 +319,32 @@ fn offsets_beyond_4_gib_are_exact() {
 }
 
 #[test]
+fn spans_with_small_files_are_told_from_those_amid_large_ones() {
+    const MIB: i64 = 1 << 20;
+    // Ten spans of 1 MiB: a small file up to the end of the first, a large one, another that ends in span 6, and 1 MiB on.
+    let spans: Vec<_> = (0..10).map(|span| (10 + span * MIB / 4, span * MIB, 0)).collect();
+    let large = file(b"large", MIB + 512, 5 * MIB + 512);
+    let sketch = Sketch {
+        compressed_size: 3 * MIB,
+        uncompressed_size: 10 * MIB,
+        zinfo: gzip_zinfo(10, &spans),
+        digests: 10,
+        files: vec![
+            file(b"first", 512, MIB - 512),
+            large,
+            file(b"empty", 6 * MIB + 1536, 0),
+            file(b"small", 6 * MIB + 2048, MIB),
+            file(b"not quite small", 7 * MIB + 2048 + 512, MIB + 1),
+        ],
+        ..Sketch::gzip()
+    };
+    let ztoc = sketch.decode().unwrap();
+    let table = ztoc.spans();
+    let small: Vec<u32> = table.ids().filter(|id| table.has_small_files(*id)).map(|id| id.0).collect();
+    assert_eq!(small, [0, 6, 7]);
+}
+
+#[test]
 fn what_is_decoded_encodes_to_the_same_bytes() {
     let sketch = Sketch::gzip();
     let bytes = sketch.bytes();

@@ -16,6 +16,9 @@ pub enum Compression {
     Uncompressed,
 }
 
+/// Size of the largest file that counts as small, in bytes.
+pub(crate) const SMALL_FILE: u64 = 1 << 20;
+
 /// One span. `output` strictly increases from span to span, and so does the compressed range.
 #[derive(Debug, Clone)]
 pub(crate) struct Span {
@@ -29,6 +32,8 @@ pub(crate) struct Span {
     /// Where its window is in the zTOC, 0 for none (a zTOC begins with an offset, never with a window).
     pub(crate) window_at: u64,
     pub(crate) window_hash: WindowHash,
+    /// A small file has bytes in it.
+    pub(crate) small_files: bool,
 }
 
 impl Span {
@@ -171,6 +176,22 @@ impl SpanTable {
             return Err(SpanError { start: range.start, end: range.end, size: self.uncompressed_size });
         }
         Ok(SpanSlices { table: self, next: self.at(range.start), range })
+    }
+
+    /// Whether a file of at most 1 MiB, its header included, has bytes in the span. Programs read such files whole and one
+    /// beside the other; what lies amid a large file is sought out, or never needed.
+    pub fn has_small_files(&self, id: SpanId) -> bool {
+        self.span(id).small_files
+    }
+
+    /// Marks the spans of a small file whose header begins at `header` and whose data end at `end`. Files come in the order of
+    /// the tar; `from`, at first 0, is moved on to the first span of this one.
+    pub(crate) fn mark_small_file(&mut self, header: u64, end: u64, from: &mut usize) {
+        while self.spans.get(*from + 1).is_some_and(|next| next.output <= header) {
+            *from += 1;
+        }
+        let spans = self.spans.get_mut(*from..).unwrap_or_default();
+        spans.iter_mut().take_while(|span| span.output < end).for_each(|span| span.small_files = true);
     }
 
     /// Where the span's window is.

@@ -13,7 +13,7 @@ use crate::limits::{DecodeLimits, MAX_EXPANSION};
 use crate::mtime::Mtime;
 use crate::offset::{SpanId, UncompressedOffset};
 use crate::path;
-use crate::span_table::{Compression, Span, SpanTable};
+use crate::span_table::{Compression, SMALL_FILE, Span, SpanTable};
 use crate::tar;
 use crate::wire::{Table, Tables, WireFault, schema};
 use crate::{window, zinfo};
@@ -57,14 +57,18 @@ impl Ztoc {
         let root = Table::root(&bytes)?;
         let version = text(root, schema::ztoc::VERSION, "version")?;
         let build_tool = text(root, schema::ztoc::BUILD_TOOL, "build tool")?;
-        let spans = decode_spans(root, limits)?;
+        let mut spans = decode_spans(root, limits)?;
         let toc = root.table(schema::ztoc::TOC)?.ok_or(ZtocError::Missing("toc"))?;
         let list = toc.tables(schema::toc::METADATA)?;
         limit("entries", list.len() as u64, limits.entries as u64)?;
         let mut check =
             EntryCheck { archive: spans.uncompressed_size, limits, header: 0, budget: budget(&bytes) };
+        let mut from = 0;
         for index in 0..list.len() {
-            check.entry(list, index).map_err(|fault| ZtocError::Entry { index, fault })?;
+            let entry = check.entry(list, index).map_err(|fault| ZtocError::Entry { index, fault })?;
+            if (1..=SMALL_FILE).contains(&entry.size) {
+                spans.mark_small_file(entry.header.0, entry.data.0 + entry.size, &mut from);
+            }
         }
         let entries = list.len();
         Ok(Self { version, build_tool, entries, spans: Arc::new(spans), bytes })
@@ -195,6 +199,7 @@ fn decode_spans(root: Table<'_>, limits: &DecodeLimits) -> Result<SpanTable, Zto
                     digest: digest(index)?,
                     window_at: if window.is_empty() { 0 } else { (blob_at + checkpoint.window.start) as u64 },
                     window_hash: if window.is_empty() { [0; 16] } else { window::hash(window) },
+                    small_files: false,
                 });
             }
             (Compression::Gzip, u64::try_from(span_size).unwrap_or(0))
@@ -213,6 +218,7 @@ fn decode_spans(root: Table<'_>, limits: &DecodeLimits) -> Result<SpanTable, Zto
                     digest,
                     window_at: 0,
                     window_hash: [0; 16],
+                    small_files: false,
                 });
             }
             (Compression::Uncompressed, span_size)
@@ -280,7 +286,8 @@ struct EntryCheck<'a> {
 }
 
 impl EntryCheck<'_> {
-    fn entry(&mut self, list: Tables<'_>, index: usize) -> Result<(), EntryFault> {
+    /// Returns the entry, whose data end inside the archive.
+    fn entry<'t>(&mut self, list: Tables<'t>, index: usize) -> Result<Entry<'t>, EntryFault> {
         let entry = read_entry(list.get(index)?, self.header)?;
         for name in [entry.name, entry.link] {
             if name.len() > self.limits.name {
@@ -308,7 +315,7 @@ impl EntryCheck<'_> {
             self.budget.text(record.bytes(schema::pax::KEY)?.unwrap_or_default())?;
             self.budget.text(record.bytes(schema::pax::VALUE)?.unwrap_or_default())?;
         }
-        Ok(())
+        Ok(entry)
     }
 
     /// Where the entry is in the archive; also where the next header begins.

@@ -1,7 +1,8 @@
 //! Completes open layers when nothing else is to do.
 //!
 //! Images take turns, and the layers of an image among themselves, one range of adjacent spans at a time. Within a layer
-//! the spans of its prefetch list come first, then those next to where readers were last, then the rest from the start.
+//! the spans of its prefetch list come first, then those next to where readers were last, then the rest from the start; in
+//! each case those amid large files that nobody touched come after all others.
 //! Two ranges are on their way at once, so that the pause between two requests is used. The first ones after a reader was
 //! there are short. Before a range starts and between its chunks it steps aside for anybody who waits. What is there
 //! already is known from the cache, so work goes on where it ended, also after a restart.
@@ -326,13 +327,45 @@ fn batch(layer: &LayerCore, most: u64, listed_only: bool) -> Option<Batch> {
     if listed_only {
         return None;
     }
-    let count = layer.spans.len();
-    let missing: Vec<bool> = (0..count).map(|span| layer.lacks(SpanId(span), SpanForm::Compressed)).collect();
-    let touched = layer.touched.lock().latest();
-    let first = nearest(&missing, &touched)?;
+    let missing = missing(layer);
+    let first = likeliest_of(layer, &missing)?;
     let len = |span| layer.compressed_len(span);
     let spans = around(first, &missing, most, len).map(SpanId).collect();
     Some(Batch { spans, form: SpanForm::Compressed, class: FetchClass::Background })
+}
+
+/// Returns the span that a layer lacks and a reader is likeliest to want next: what its prefetch list has first, or else what
+/// is nearest to the touched places.
+pub(crate) fn likeliest(layer: &LayerCore) -> Option<SpanId> {
+    let listed = layer.listed.lock().clone();
+    let listed = listed.into_iter().find(|span| layer.lacks(*span, SpanForm::Compressed));
+    listed.or_else(|| likeliest_of(layer, &missing(layer)))
+}
+
+/// Tells of each span whether the layer lacks it.
+fn missing(layer: &LayerCore) -> Vec<bool> {
+    layer.spans.ids().map(|span| layer.lacks(span, SpanForm::Compressed)).collect()
+}
+
+/// Returns the missing span that is nearest to what was touched, of those that are likely to be wanted if there are any.
+fn likeliest_of(layer: &LayerCore, missing: &[bool]) -> Option<SpanId> {
+    let touched = layer.touched.lock().latest();
+    let small: Vec<bool> = layer.spans.ids().map(|span| layer.spans.has_small_files(span)).collect();
+    let likely = likely(&small, &touched);
+    let likely: Vec<bool> = missing.iter().zip(likely).map(|(missing, likely)| *missing && likely).collect();
+    nearest(&likely, &touched).or_else(|| nearest(missing, &touched))
+}
+
+/// Tells of each span whether it is likely to be wanted: where small files are, and amid large ones that were touched. Most large
+/// files of a layer are never read.
+fn likely(small: &[bool], touched: &[SpanId]) -> Vec<bool> {
+    let mut likely = small.to_vec();
+    let large = |span: &usize| small.get(*span).is_some_and(|small| !small);
+    for place in touched.iter().map(|place| place.0 as usize) {
+        let around = (place..).take_while(large).chain((0..place).rev().take_while(large));
+        around.filter(|_| large(&place)).for_each(|span| likely[span] = true);
+    }
+    likely
 }
 
 /// Returns the run of missing spans with `first` in it, half open, of at most `most` compressed bytes unless `first` alone is
@@ -397,6 +430,19 @@ mod tests {
         assert_eq!(around(SpanId(7), &missing, 30, ten), 5..8);
         assert_eq!(around(SpanId(7), &missing, 5, ten), 7..8, "larger than a range may be, but alone");
         assert_eq!(around(SpanId(9), &missing, 30, ten), 9..10);
+    }
+
+    #[test]
+    fn amid_large_files_only_what_was_touched_is_likely() {
+        let small = [true, false, false, true, false, true];
+        let likely = |touched: &[u32]| {
+            let touched: Vec<_> = touched.iter().copied().map(SpanId).collect();
+            super::likely(&small, &touched)
+        };
+        assert_eq!(likely(&[]), small);
+        assert_eq!(likely(&[0, 3, 9]), small, "places with small files say nothing of large ones");
+        assert_eq!(likely(&[2]), [true, true, true, true, false, true]);
+        assert_eq!(likely(&[4, 1]), [true; 6]);
     }
 
     #[test]

@@ -22,7 +22,6 @@ use crate::recent::LayerId;
 use crate::slot::{Admission, FetchPermit, Slots, SpanForm};
 use crate::sources::Sources;
 use crate::span_cache::SpanKey;
-use crate::tail::Line;
 use crate::touched::Touched;
 use crate::{ReadError, fetch, window};
 
@@ -56,7 +55,6 @@ pub(crate) struct LayerCore {
     pub(crate) barren: AtomicBool,
     /// Set when it is to be completed.
     pub(crate) completing: AtomicBool,
-    pub(crate) line: Arc<Line>,
 }
 
 /// Where a span that is ready can be had.
@@ -97,7 +95,6 @@ impl LayerCore {
             failing: AtomicBool::new(false),
             barren: AtomicBool::new(false),
             completing: AtomicBool::new(false),
-            line: Arc::default(),
         }
     }
 

@@ -23,9 +23,25 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 /// Counts work that is more urgent than completing layers.
 #[derive(Debug)]
 pub(crate) struct Demand {
-    count: watch::Sender<usize>,
+    count: watch::Sender<Count>,
     /// When the last such work ended for a reader.
     ended: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    readers: usize,
+    pulls: usize,
+}
+
+impl Count {
+    fn all(self) -> usize {
+        self.readers + self.pulls
+    }
+
+    fn of(&mut self, reader: bool) -> &mut usize {
+        if reader { &mut self.readers } else { &mut self.pulls }
+    }
 }
 
 /// One piece of such work, counted until dropped.
@@ -38,7 +54,7 @@ pub(crate) struct Demanding {
 
 impl Demand {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { count: watch::Sender::new(0), ended: Mutex::default() })
+        Arc::new(Self { count: watch::Sender::default(), ended: Mutex::default() })
     }
 
     /// Counts one more for a reader until the result is dropped.
@@ -47,7 +63,7 @@ impl Demand {
     }
 
     fn count_one(self: &Arc<Self>, reader: bool) -> Demanding {
-        self.count.send_modify(|count| *count += 1);
+        self.count.send_modify(|count| *count.of(reader) += 1);
         Demanding { demand: Arc::clone(self), reader }
     }
 
@@ -74,7 +90,19 @@ impl Demand {
 
     /// Returns how much urgent work there is.
     pub(crate) fn count(&self) -> usize {
-        *self.count.borrow()
+        self.count.borrow().all()
+    }
+
+    /// Whether a reader waits, or did a moment ago, and no pull.
+    pub(crate) fn is_a_readers(&self) -> bool {
+        let Count { readers, pulls } = *self.count.borrow();
+        pulls == 0 && (readers > 0 || self.paused().is_some())
+    }
+
+    /// Returns when a reader's pause will have lasted for [`QUIET`], unless it has.
+    fn paused(&self) -> Option<Instant> {
+        let ended = *self.ended.lock();
+        ended.map(|at| at + QUIET).filter(|quiet| *quiet > Instant::now())
     }
 
     /// Returns when a reader had what he wanted last.
@@ -91,15 +119,13 @@ impl Demand {
         }
     }
 
-    async fn quiet(&self) {
+    /// Waits until there was none for a moment.
+    pub(crate) async fn quiet(&self) {
         let mut counts = self.count.subscribe();
         loop {
             // The sender lives as long as `self`, so waiting cannot fail.
-            let _count = counts.wait_for(|count| *count == 0).await.map(|count| *count);
-            let ended = *self.ended.lock();
-            let Some(quiet) = ended.map(|at| at + QUIET).filter(|quiet| *quiet > Instant::now()) else {
-                return;
-            };
+            let _count = counts.wait_for(|count| count.all() == 0).await.map(|count| *count);
+            let Some(quiet) = self.paused() else { return };
             // Either way it is looked at anew: there may have been a reader in between.
             let _changed = tokio::time::timeout_at(quiet, counts.changed()).await;
         }
@@ -111,7 +137,7 @@ impl Drop for Demanding {
         if self.reader {
             *self.demand.ended.lock() = Some(Instant::now());
         }
-        self.demand.count.send_modify(|count| *count -= 1);
+        self.demand.count.send_modify(|count| *count.of(self.reader) -= 1);
     }
 }
 

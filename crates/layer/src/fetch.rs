@@ -29,10 +29,11 @@ use crate::core::LayerCore;
 use crate::finish::{self, Arrived, Origin};
 use crate::hold::Hold;
 use crate::inflating::Inflating;
+use crate::line::{Asked, Expected};
 use crate::meters::Event;
 use crate::slot::{FetchPermit, SpanForm};
 use crate::sources::SourceId;
-use crate::tail::{self, Asked};
+use crate::{fill, tail};
 
 /// How often a range is opened again after it broke off without a single span in between.
 const REOPEN: u32 = 2;
@@ -72,9 +73,19 @@ pub(crate) async fn bring(
     lead(core, cached);
     let mut first = Ok(());
     for range in join(core, missing, most) {
-        first = first.and(run(core, range, None, None).await);
+        first = first.and(run(core, range, Manner::default()).await);
     }
     first
+}
+
+/// Brings one span that nobody waits for, without standing still for those who wait for others; its bytes count as asked for
+/// from now on. As for the result, see [`bring`].
+pub(crate) fn steadily(
+    core: Arc<LayerCore>,
+    permit: FetchPermit,
+) -> impl Future<Output = Result<(), ReadError>> + use<> {
+    let expected = Some(core.shared.line.expect(core.compressed_len(permit.id())));
+    async move { run(&core, VecDeque::from([permit]), Manner { expected, ..Manner::default() }).await }
 }
 
 /// Splits permits, in order, into runs of neighbours of at most `most` compressed bytes each.
@@ -102,9 +113,9 @@ fn join(core: &LayerCore, permits: Vec<FetchPermit>, most: u64) -> Vec<VecDeque<
 fn spawn(core: &Arc<LayerCore>, permits: VecDeque<FetchPermit>, avoid: Option<SourceId>) {
     let task = Arc::clone(core);
     let waited_for = permits.iter().any(|permit| permit.priority().class() == FetchClass::OnDemand);
-    let asked = waited_for.then(|| core.line.ask());
+    let asked = waited_for.then(|| core.shared.line.ask());
     core.shared.handle.spawn(async move {
-        let _error_was_told = run(&task, permits, avoid, asked).await;
+        let _error_was_told = run(&task, permits, Manner { avoid, asked, expected: None }).await;
     });
 }
 
@@ -118,14 +129,20 @@ pub(crate) fn again(core: &Arc<LayerCore>, permit: FetchPermit, avoid: SourceId)
     spawn(core, VecDeque::from([permit]), Some(avoid));
 }
 
+/// How a range is fetched.
+#[derive(Default)]
+struct Manner {
+    /// A source that gave wrong bytes.
+    avoid: Option<SourceId>,
+    /// Held until what it was asked for is here; what is taken along comes behind that.
+    asked: Option<Asked>,
+    /// What is to come of it. Work that nobody waits for stands still for others where this is not known.
+    expected: Option<Expected>,
+}
+
 /// Fetches neighbouring spans. Returns when the last of them was handed to a worker, or with what ended the fetch, which
 /// was told to all who wait for what is missing. Ends without a word when the layer closes.
-async fn run(
-    core: &Arc<LayerCore>,
-    permits: VecDeque<FetchPermit>,
-    avoid: Option<SourceId>,
-    asked: Option<Asked>,
-) -> Result<(), ReadError> {
+async fn run(core: &Arc<LayerCore>, permits: VecDeque<FetchPermit>, manner: Manner) -> Result<(), ReadError> {
     let class =
         permits.iter().map(|permit| permit.priority().class()).max().unwrap_or(FetchClass::Background);
     let context = core.context(class);
@@ -142,7 +159,8 @@ async fn run(
         outcome = Empty,
         otel.status_code = Empty
     );
-    let mut range = Range { core, permits, context, avoid, class, asked };
+    let steady = class > FetchClass::Background || manner.expected.is_some();
+    let mut range = Range { core, permits, context, manner, class, steady };
     let (done, outcome) = tokio::select! {
         () = core.closed.cancelled() => (Ok(()), "closed"),
         done = range.fetch().instrument(span.clone()) => (done, "ok"),
@@ -191,12 +209,11 @@ struct Range<'a> {
     /// What has not arrived yet.
     permits: VecDeque<FetchPermit>,
     context: FetchContext,
-    /// A source that gave wrong bytes.
-    avoid: Option<SourceId>,
+    manner: Manner,
     /// How urgent it was at first.
     class: FetchClass,
-    /// Held until what it was asked for is here; what is taken along comes behind that.
-    asked: Option<Asked>,
+    /// Whether it stands still for nobody.
+    steady: bool,
 }
 
 impl Range<'_> {
@@ -205,6 +222,10 @@ impl Range<'_> {
         while !self.permits.is_empty() {
             let before = self.permits.len();
             let (asked, window) = (Instant::now(), self.window());
+            if self.steady {
+                let bytes = self.permits.iter().map(|permit| self.core.compressed_len(permit.id())).sum();
+                self.manner.expected = Some(self.core.shared.line.expect(bytes));
+            }
             let (source, stream) = self.core.demanding(self.context.priority.class(), self.open()).await?;
             let Err(error) = self.receive(source, stream, asked.elapsed(), window).await else { continue };
             if self.permits.iter().all(|permit| is_tail(permit, self.class)) {
@@ -240,7 +261,7 @@ impl Range<'_> {
         };
         let spans = &self.core.spans;
         let range = spans.compressed(first.id()).start.0..spans.compressed(last.id()).end.0;
-        let sources = self.core.sources.in_order(self.avoid);
+        let sources = self.core.sources.in_order(self.manner.avoid);
         let weary = self.core.sources.weary();
         let patient = !weary && sources.len() == 1;
         let context = if patient { self.context.clone() } else { self.context.impatient() };
@@ -295,20 +316,19 @@ impl Range<'_> {
         answer: Duration,
         mut window: Option<JoinHandle<Option<Window>>>,
     ) -> Result<(), FetchError> {
-        let answered = Instant::now();
         let core = Arc::clone(self.core);
+        let answered = core.shared.line.now();
         let mut rest = Bytes::new();
         let mut position = match self.permits.front() {
             Some(first) => core.spans.compressed(first.id()).start.0,
             None => return Ok(()),
         };
-        let start = position;
         // The last byte that was taken: the next span may start with it.
         let mut edge = 0;
         while let Some(permit) = self.permits.front() {
             let id = permit.id();
             if is_tail(permit, self.class) {
-                self.asked = None;
+                self.manner.asked = None;
             }
             let grant = acquire(&core, permit).await;
             let urgent = core.is_pressing(self.context.priority.class());
@@ -345,8 +365,9 @@ impl Range<'_> {
                 edge = rest[taken - 1];
                 rest.advance(taken);
             }
-            if self.asked.is_some() {
-                core.line.note(answer, position - start, answered.elapsed());
+            if self.manner.asked.is_some() {
+                core.shared.line.note(answer, answered);
+                fill::call(&core);
             }
             if let Some(permit) = self.permits.pop_front() {
                 let grant = hold.complete();
@@ -368,31 +389,35 @@ impl Range<'_> {
     }
 
     fn origin(&self, source: SourceId) -> Origin {
-        match self.avoid {
+        match self.manner.avoid {
             Some(_) => Origin::Fresh(source),
             None => Origin::Source(source),
         }
     }
 
-    /// Returns the next bytes, not empty. Background work waits here while anybody else wants the network, which takes
-    /// nothing from its time.
+    /// Returns the next bytes, not empty. Work that steps aside waits here while anybody else wants the network, which
+    /// takes nothing from its time.
     async fn next(&mut self, stream: &mut BlobStream, hold: &mut Hold) -> Result<Bytes, FetchError> {
         let shared = &self.core.shared;
         let priority = self.context.priority.clone();
-        let asked = Instant::now();
-        shared.demand.turn_of(&priority).await;
-        self.context.deadline += asked.elapsed();
-        hold.was_aside(asked.elapsed());
+        if !self.steady {
+            let asked = Instant::now();
+            shared.demand.turn_of(&priority).await;
+            self.context.deadline += asked.elapsed();
+            hold.was_aside(asked.elapsed());
+        }
         let deadline = self.context.deadline.min(Instant::now() + shared.settings.stall_timeout);
         let mut next = pin!(some(stream));
         let next = match tokio::time::timeout_at(hold.due().min(deadline).into(), next.as_mut()).await {
             Ok(next) => next?,
             Err(_) => {
                 hold.let_go();
+                self.manner.expected.iter_mut().for_each(Expected::let_go);
                 within(deadline, next).await?
             }
         };
         self.core.barren.store(false, Ordering::Relaxed);
+        self.manner.expected.iter_mut().for_each(|expected| expected.came(next.len()));
         hold.came(next.len(), priority.class() > FetchClass::Background);
         tokio::select! {
             biased;

@@ -3,8 +3,8 @@
 //! A [`LayerPool`] opens layers by their zTOC; a [`LayerReader`] reads one. A read goes through these steps, one file each:
 //! `reader` finds the spans and admits each (`slot`), what is missing is fetched in joined ranges (`fetch`) from the
 //! sources of the layer (`sources`) within a byte budget (`budget`), then on worker threads (`workers`) verified
-//! (`verify`), inflated (`inflating`) and served part by part, and stored (`finish`, `span_cache`). `readahead`, `tail` and
-//! `background` enter at `slot`.
+//! (`verify`), inflated (`inflating`) and served part by part, and stored (`finish`, `span_cache`). `readahead`, `tail`,
+//! `fill` and `background` enter at `slot`.
 //!
 //! What holds everywhere: no byte is served that was not verified; no wait is without a deadline; a reader that leaves
 //! cancels nothing that others share; nothing of the network happens on behalf of a layer that is closed.
@@ -16,9 +16,11 @@ mod core;
 mod demand;
 mod error;
 mod fetch;
+mod fill;
 mod finish;
 mod hold;
 mod inflating;
+mod line;
 mod mend;
 mod meters;
 mod pool;

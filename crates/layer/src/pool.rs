@@ -18,6 +18,8 @@ use crate::budget::{Budget, Limits};
 use crate::buffers::Buffers;
 use crate::core::LayerCore;
 use crate::demand::Demand;
+use crate::fill::Fill;
+use crate::line::Line;
 use crate::reader::LayerReader;
 use crate::recent::Recent;
 use crate::sources::SourceId;
@@ -48,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) recent: Recent,
     pub(crate) demand: Arc<Demand>,
     pub(crate) background: Background,
+    pub(crate) fill: Fill,
+    pub(crate) line: Arc<Line>,
 }
 
 /// The open layers.
@@ -101,6 +105,8 @@ impl LayerPool {
                 recent: Recent::new(settings.recent),
                 demand: Demand::new(),
                 background: Background::new(settings.background.clone()),
+                fill: Fill::default(),
+                line: Arc::default(),
                 handle: Handle::current(),
                 cache,
                 settings,

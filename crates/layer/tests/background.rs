@@ -107,6 +107,30 @@ async fn what_is_next_to_the_last_read_comes_first() {
     assert!(last == 0 || last < touched, "{order:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_small_files_are_comes_last_unless_it_was_touched() {
+    // A small file on either side of a large one.
+    let layer = Layer::gzip(tar_of(&[300_000, 1_500_000, 300_000]), 64 << 10);
+    let small: Vec<u32> =
+        layer.spans.ids().filter(|id| layer.spans.has_small_files(*id)).map(|id| id.0).collect();
+    let count = layer.spans.len() as usize;
+    assert!(small.len() > 6 && small.len() < count - 10, "{small:?}");
+    for (at, touched) in [(150_000_u64, false), (1_000_000, true)] {
+        let rig = Rig::new(small_ranges());
+        let source = layer.source();
+        let reader = rig.open(&layer, &source);
+        reader.read_at(UncompressedOffset(at), 100, soon()).await.unwrap();
+        rig.quiet().await;
+        reader.complete();
+        complete(&reader).await;
+        let order: Vec<_> = source.opened().iter().map(|range| first_span(&layer, range)).collect();
+        // Beyond the read itself and the two ranges that are on their way at once.
+        let first = order.iter().skip(3).position(|span| !small.contains(span)).unwrap();
+        let last = order.iter().skip(3).rposition(|span| small.contains(span)).unwrap();
+        assert_eq!(first < last, touched, "{order:?}, of which {small:?} have small files");
+    }
+}
+
 // On one thread, so that both layers are queued before the first lane looks.
 #[tokio::test]
 async fn layers_take_turns() {

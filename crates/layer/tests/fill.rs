@@ -1,0 +1,123 @@
+//! Background work while a reader comes again and again.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test")]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use soci_layer::{BackgroundSettings, LayerReader, RangeRead, Settings};
+use soci_oci::FetchErrorKind;
+use soci_ztoc::SpanId;
+use support::{Fault, Layer, Rig, Script, settings, soon, tar_of, until};
+
+/// How long an answer takes: longer than the pause of readers that background work waits for.
+const ANSWER: Duration = Duration::from_millis(40);
+
+struct Case {
+    layer: Layer,
+    rig: Rig,
+    source: Arc<Script>,
+    reader: Arc<LayerReader>,
+}
+
+impl Case {
+    fn new(background: BackgroundSettings) -> Self {
+        let layer = Layer::gzip(tar_of(&[300_000; 10]), 64 << 10);
+        let rig = Rig::new(Settings { read_ahead: 0, background, ..settings() });
+        let source = Script::far(layer.blob.clone(), ANSWER);
+        let reader = rig.open(&layer, &source);
+        Self { layer, rig, source, reader }
+    }
+
+    async fn read(&self, span: u32) {
+        let part = self.layer.spans.uncompressed(SpanId(span));
+        let read = self.reader.read_at(part.start, 100, soon()).await.unwrap();
+        let from = usize::try_from(part.start.0).unwrap();
+        assert_eq!(read.into_bytes(), self.layer.tar[from..from + 100]);
+    }
+
+    /// Reads two spans, one right after the other. The layer is to be completed, which begins while the first is waited for.
+    async fn two_reads(&self) {
+        self.source.gate(false);
+        let begun = async {
+            until("the first is asked for", || self.source.opened().len() == 1).await;
+            self.reader.complete();
+            self.source.gate(true);
+        };
+        tokio::join!(self.read(5), begun);
+        self.read(30).await;
+    }
+
+    /// Returns the first spans of the requests so far.
+    fn requests(&self) -> Vec<u32> {
+        let spans = &self.layer.spans;
+        let first = |start| spans.ids().find(|id| spans.compressed(*id).start.0 == start).unwrap().0;
+        self.source.opened().iter().map(|range| first(range.start)).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_next_to_a_read_is_fetched_though_the_reader_makes_no_pause() {
+    let case = Case::new(BackgroundSettings::default());
+    case.two_reads().await;
+    let requests = case.requests();
+    assert!(requests.len() > 2, "nothing but what was read is asked for: {requests:?}");
+    assert_eq!(requests[0], 5);
+    assert!(requests.contains(&6), "{requests:?}");
+    until("the layer is complete", || case.reader.is_complete()).await;
+    let mut once = case.requests();
+    once.sort_unstable();
+    let mut distinct = once.clone();
+    distinct.dedup();
+    assert_eq!(once, distinct, "each span was asked for once");
+    case.rig.quiet().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_is_nobodys_error() {
+    let case = Case::new(BackgroundSettings::default());
+    case.source.next(Fault::None);
+    for _ in 0..3 {
+        case.source.next(Fault::Refuse(FetchErrorKind::Unavailable));
+    }
+    case.source.gate(false);
+    let begun = async {
+        until("the first is asked for", || case.source.opened().len() == 1).await;
+        case.reader.complete();
+        case.source.gate(true);
+    };
+    tokio::join!(case.read(5), begun);
+    until("others are asked for", || case.source.opened().len() > 3).await;
+    case.read(5).await;
+    until("the layer is complete", || case.reader.is_complete()).await;
+    case.rig.quiet().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn there_is_none_under_a_bandwidth_limit() {
+    let limited = BackgroundSettings { bytes_per_second: Some(1), ..BackgroundSettings::default() };
+    let case = Case::new(limited);
+    case.two_reads().await;
+    let requests = case.requests();
+    let aside = requests.iter().filter(|span| ![5, 30].contains(*span)).count();
+    assert!(aside <= 2, "more than the two ranges of completion itself: {requests:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_ends_with_the_layer() {
+    let Case { rig, source, reader, layer } = Case::new(BackgroundSettings::default());
+    source.gate(false);
+    let part = layer.spans.uncompressed(SpanId(5));
+    let begun = async {
+        until("the first is asked for", || source.opened().len() == 1).await;
+        reader.complete();
+        source.gate(true);
+    };
+    let (read, ()) = tokio::join!(reader.read_at(part.start, 100, soon()), begun);
+    read.unwrap();
+    source.gate(false);
+    until("others are asked for", || source.opened().len() > 1).await;
+    drop(reader);
+    rig.quiet().await;
+}

@@ -7,10 +7,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use http::HeaderName;
+use http::header::DATE;
+use http::{HeaderName, HeaderValue, Response};
 use soci_auth::keychain::cri::CriStore;
 use soci_snapshotter::service::{Restored, Unmount};
 use soci_snapshotter::verdict::Observer;
@@ -20,6 +21,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use tower_http::sensitive_headers::SetSensitiveResponseHeadersLayer;
+use tower_http::set_header::SetResponseHeaderLayer;
 
 use crate::config::Config;
 use crate::cri::{Backend, ImageV1, ImageV1Alpha2, Relay, Relayed, RuntimeV1};
@@ -46,9 +48,10 @@ const WINDOW: u32 = 16 << 20;
 /// so, where HTTP/2 itself would only drop it.
 const MAX_HEADERS: u32 = 2 << 20;
 
-/// An error's message. Nearly every Prepare of a pull ends with one, and each names another snapshot: sent as a sensitive
-/// header, it drives nothing out of the connection's table of headers, and is not kept there.
-const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// Headers that are hardly the same twice: an error's message, with which nearly every Prepare of a pull ends and which names
+/// another snapshot each time, and the time. Sent as sensitive ones they drive nothing out of the connection's table of
+/// headers, and are not kept there.
+const CHANGING: [HeaderName; 2] = [HeaderName::from_static("grpc-message"), DATE];
 
 /// What a daemon is made of.
 #[derive(Debug)]
@@ -112,7 +115,8 @@ impl Daemon {
         });
         let router = tonic::transport::Server::builder()
             .layer(TrustedOnly)
-            .layer(SetSensitiveResponseHeadersLayer::new([MESSAGE]))
+            .layer(SetSensitiveResponseHeadersLayer::new(CHANGING))
+            .layer(SetResponseHeaderLayer::if_not_present(DATE, date))
             .max_concurrent_streams(MAX_CALLS)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
@@ -222,6 +226,11 @@ where
 fn make_private(path: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Returns the time for an answer. Set here, since what the HTTP library adds by itself is added behind all layers.
+fn date<B>(_: &Response<B>) -> Option<HeaderValue> {
+    HeaderValue::try_from(httpdate::fmt_http_date(SystemTime::now())).ok()
 }
 
 fn observer(metrics: Metrics) -> Observer {

@@ -5,12 +5,16 @@ mod support;
 
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use soci_snapshotter::service::Unmount;
 use soci_snapshotter_grpc::config::Raw;
 use soci_snapshotter_grpc::proto::snapshots as wire;
 use soci_snapshotter_grpc::{Config, Daemon, Options};
 use support::{Client, Script, client};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
 use tonic::{Code, Request};
 
 struct Bench {
@@ -96,6 +100,42 @@ async fn a_lazy_pull_and_a_container_as_containerd_does_it() {
     );
     let request = wire::MountsRequest { key: "k8s.io/2/container".into(), ..Default::default() };
     assert_eq!(bench.client.mounts(request).await.unwrap().into_inner().mounts.len(), 1);
+    bench.daemon.stop(Unmount::Yes).await;
+}
+
+/// Listens at `at` and passes one connection on to `to`. Returns what comes back, as far as it has.
+fn overhear(at: &Path, to: PathBuf) -> Arc<Mutex<Vec<u8>>> {
+    let listener = UnixListener::bind(at).unwrap();
+    let heard = Arc::<Mutex<Vec<u8>>>::default();
+    let answers = Arc::clone(&heard);
+    tokio::spawn(async move {
+        let (near, _) = listener.accept().await.unwrap();
+        let (mut from_client, mut to_client) = near.into_split();
+        let (mut from_server, mut to_server) = UnixStream::connect(to).await.unwrap().into_split();
+        tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+        let mut buffer = vec![0; 4096];
+        while let Ok(len @ 1..) = from_server.read(&mut buffer).await {
+            answers.lock().unwrap().extend_from_slice(&buffer[..len]);
+            to_client.write_all(&buffer[..len]).await.unwrap();
+        }
+    });
+    heard
+}
+
+#[tokio::test]
+async fn the_time_of_an_answer_is_not_kept_in_the_table_of_headers() {
+    let mut bench = Bench::new(Script::default()).await;
+    let (run, near) = (bench.root.path().join("run/s.sock"), bench.root.path().join("near.sock"));
+    let heard = overhear(&near, run);
+    bench.client = client(&near).await;
+    bench.prepare("extract", "", Some("sha256:one")).await.unwrap_err();
+    let request = wire::StatSnapshotRequest { key: "sha256:one".into(), ..Default::default() };
+    let answered = bench.client.stat(request).await.unwrap().metadata().clone().into_headers();
+    let date = httpdate::parse_http_date(answered["date"].to_str().unwrap()).unwrap();
+    assert!(date.elapsed().unwrap().as_secs() < 60);
+    // RFC 7541, 6.2.3: a literal never indexed begins with 0001; the name is number 33 of the static table, 15 and 18.
+    let never_indexed = heard.lock().unwrap().windows(2).filter(|pair| *pair == [0x1f, 0x12]).count();
+    assert_eq!(never_indexed, 2, "one in each answer");
     bench.daemon.stop(Unmount::Yes).await;
 }
 

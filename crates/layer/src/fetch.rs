@@ -26,6 +26,7 @@ use tracing::field::{Empty, debug};
 use crate::ReadError;
 use crate::budget::Grant;
 use crate::core::LayerCore;
+use crate::demand::PATIENCE;
 use crate::finish::{self, Arrived, Origin};
 use crate::hold::Hold;
 use crate::inflating::Inflating;
@@ -222,11 +223,12 @@ impl Range<'_> {
         while !self.permits.is_empty() {
             let before = self.permits.len();
             let (asked, window) = (Instant::now(), self.window());
-            if self.steady {
-                let bytes = self.permits.iter().map(|permit| self.core.compressed_len(permit.id())).sum();
-                self.manner.expected = Some(self.core.shared.line.expect(bytes));
-            }
-            let (source, stream) = self.core.demanding(self.context.priority.class(), self.open()).await?;
+            let bytes = self.permits.iter().map(|permit| self.core.compressed_len(permit.id())).sum();
+            let mut expected = self.steady.then(|| self.core.shared.line.expect(bytes));
+            self.manner.expected = None;
+            let opened = self.core.demanding(self.context.priority.class(), self.open());
+            let (source, stream) = while_likely(&mut expected, opened).await?;
+            self.manner.expected = expected;
             let Err(error) = self.receive(source, stream, asked.elapsed(), window).await else { continue };
             if self.permits.iter().all(|permit| is_tail(permit, self.class)) {
                 return Ok(());
@@ -426,6 +428,18 @@ impl Range<'_> {
             () = shared.background.pace(next.len()) => {}
         }
         Ok(next)
+    }
+}
+
+/// Does `work`, after which bytes come; none are reckoned with once it takes longer than answers do.
+async fn while_likely<T>(expected: &mut Option<Expected>, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    match tokio::time::timeout(PATIENCE, work.as_mut()).await {
+        Ok(done) => done,
+        Err(_) => {
+            expected.iter_mut().for_each(Expected::let_go);
+            work.await
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use soci_layer::{BackgroundSettings, LayerReader, RangeRead, Settings};
 use soci_oci::FetchErrorKind;
-use soci_ztoc::SpanId;
+use soci_ztoc::{SpanId, UncompressedOffset};
 use support::{Fault, Layer, Rig, Script, settings, soon, tar_of, until};
 
 /// How long an answer takes: longer than the pause of readers that background work waits for.
@@ -102,6 +102,21 @@ async fn there_is_none_under_a_bandwidth_limit() {
     let requests = case.requests();
     let aside = requests.iter().filter(|span| ![5, 30].contains(*span)).count();
     assert!(aside <= 2, "more than the two ranges of completion itself: {requests:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_does_not_answer_takes_no_room() {
+    let case = Case::new(BackgroundSettings::default());
+    // More than is ever on its way for a guess.
+    let hanging = Layer::plain(tar_of(&[10 << 20]), 64 << 10);
+    let source = Script::far(hanging.blob.clone(), Duration::from_secs(3600));
+    let reader = case.rig.open(&hanging, &source);
+    let waiting = tokio::spawn(async move { reader.read_at(UncompressedOffset(0), 10 << 20, soon()).await });
+    until("all of it is asked for", || source.opened().len() > 32).await;
+    until("it is waited for no more", || case.rig.pool.gauges().waiting == 0).await;
+    case.two_reads().await;
+    assert!(case.requests().len() > 2, "{:?}", case.requests());
+    waiting.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -361,9 +361,9 @@ fn likeliest_of(layer: &LayerCore, missing: &[bool]) -> Option<SpanId> {
 fn likely(small: &[bool], touched: &[SpanId]) -> Vec<bool> {
     let mut likely = small.to_vec();
     let large = |span: &usize| small.get(*span).is_some_and(|small| !small);
-    for place in touched.iter().map(|place| place.0 as usize) {
+    for place in touched.iter().map(|place| place.0 as usize).filter(large) {
         let around = (place..).take_while(large).chain((0..place).rev().take_while(large));
-        around.filter(|_| large(&place)).for_each(|span| likely[span] = true);
+        around.for_each(|span| likely[span] = true);
     }
     likely
 }

@@ -179,6 +179,11 @@ impl LayerCore {
         }
     }
 
+    /// Whether it may have spans brought on a guess while readers wait: it is to be completed, as fast as that goes.
+    pub(crate) fn is_hurried(&self) -> bool {
+        self.completing.load(Ordering::Relaxed) && self.shared.settings.background.bytes_per_second.is_none()
+    }
+
     /// Returns what the fetch of a range may cost.
     pub(crate) fn context(&self, class: FetchClass) -> FetchContext {
         FetchContext::new(Instant::now() + self.shared.settings.fetch_timeout, class)

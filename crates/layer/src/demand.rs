@@ -20,6 +20,18 @@ const QUIET: Duration = Duration::from_millis(25);
 /// fetched before. Who waits for one that does not answer would else keep every other image from being completed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Does `work`, and calls `over` once it takes longer than [`PATIENCE`].
+pub(crate) async fn patiently<T>(work: impl Future<Output = T>, over: impl FnOnce()) -> T {
+    let mut work = std::pin::pin!(work);
+    match tokio::time::timeout(PATIENCE, work.as_mut()).await {
+        Ok(done) => done,
+        Err(_) => {
+            over();
+            work.await
+        }
+    }
+}
+
 /// Counts work that is more urgent than completing layers.
 #[derive(Debug)]
 pub(crate) struct Demand {
@@ -69,23 +81,14 @@ impl Demand {
 
     /// Counts `work` for a reader as long as it takes, but no longer than [`PATIENCE`].
     pub(crate) async fn during<T>(self: &Arc<Self>, work: impl Future<Output = T>) -> T {
-        Self::bounded(self.enter(), work).await
+        let entered = self.enter();
+        patiently(work, || drop(entered)).await
     }
 
     /// Counts `work` for a pull as long as it takes, but no longer than [`PATIENCE`].
     pub(crate) async fn during_pull<T>(self: &Arc<Self>, work: impl Future<Output = T>) -> T {
-        Self::bounded(self.count_one(false), work).await
-    }
-
-    async fn bounded<T>(entered: Demanding, work: impl Future<Output = T>) -> T {
-        let mut work = std::pin::pin!(work);
-        match tokio::time::timeout(PATIENCE, work.as_mut()).await {
-            Ok(done) => done,
-            Err(_) => {
-                drop(entered);
-                work.await
-            }
-        }
+        let entered = self.count_one(false);
+        patiently(work, || drop(entered)).await
     }
 
     /// Returns how much urgent work there is.

@@ -26,7 +26,7 @@ use tracing::field::{Empty, debug};
 use crate::ReadError;
 use crate::budget::Grant;
 use crate::core::LayerCore;
-use crate::demand::PATIENCE;
+use crate::demand::patiently;
 use crate::finish::{self, Arrived, Origin};
 use crate::hold::Hold;
 use crate::inflating::Inflating;
@@ -227,7 +227,9 @@ impl Range<'_> {
             let mut expected = self.steady.then(|| self.core.shared.line.expect(bytes));
             self.manner.expected = None;
             let opened = self.core.demanding(self.context.priority.class(), self.open());
-            let (source, stream) = while_likely(&mut expected, opened).await?;
+            // No bytes are reckoned with once the answer takes longer than answers do.
+            let opened = patiently(opened, || expected.iter_mut().for_each(Expected::let_go));
+            let (source, stream) = opened.await?;
             self.manner.expected = expected;
             let Err(error) = self.receive(source, stream, asked.elapsed(), window).await else { continue };
             if self.permits.iter().all(|permit| is_tail(permit, self.class)) {
@@ -428,18 +430,6 @@ impl Range<'_> {
             () = shared.background.pace(next.len()) => {}
         }
         Ok(next)
-    }
-}
-
-/// Does `work`, after which bytes come; none are reckoned with once it takes longer than answers do.
-async fn while_likely<T>(expected: &mut Option<Expected>, work: impl Future<Output = T>) -> T {
-    let mut work = pin!(work);
-    match tokio::time::timeout(PATIENCE, work.as_mut()).await {
-        Ok(done) => done,
-        Err(_) => {
-            expected.iter_mut().for_each(Expected::let_go);
-            work.await
-        }
     }
 }
 

@@ -9,7 +9,6 @@
 //! There is none under a bandwidth limit, and none is begun while a pull waits, or once there was no reader for a moment:
 //! then [`crate::background`] goes on, with longer ranges.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use futures::StreamExt;
@@ -42,8 +41,7 @@ struct State {
 /// A call while the task ends may be lost; the reader's next wait makes up for it.
 pub(crate) fn call(core: &Arc<LayerCore>) {
     let shared = &core.shared;
-    let limited = shared.settings.background.bytes_per_second.is_some();
-    if limited || !core.completing.load(Ordering::Relaxed) {
+    if !core.is_hurried() {
         return;
     }
     let mut state = shared.fill.0.lock();

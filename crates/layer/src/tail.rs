@@ -6,10 +6,8 @@
 //! time that an answer takes. The next miss is often among them, and if not, its answer is on its way while they arrive.
 //!
 //! In all else they are background work's: stored as they came, within its share of the budget and of the cache. There
-//! are none while others wait for bytes of the layer too, since the line does not stand still then, and none under a
+//! are none while others wait for bytes too, since the line does not stand still then, and none under a
 //! bandwidth limit.
-
-use std::sync::atomic::Ordering;
 
 use soci_oci::FetchClass;
 use soci_ztoc::SpanId;
@@ -19,12 +17,9 @@ use crate::slot::{FetchPermit, SpanForm};
 
 /// Returns the permits for the spans behind `last` that its range takes along, in order; none for most ranges.
 pub(crate) fn behind(core: &LayerCore, last: &FetchPermit) -> Vec<FetchPermit> {
-    let settings = &core.shared.settings.background;
-    let wanted = last.priority().class() == FetchClass::OnDemand
-        && core.completing.load(Ordering::Relaxed)
-        && settings.bytes_per_second.is_none()
-        && !core.shared.line.is_asked();
-    let most = core.shared.line.idle().min(settings.max_range);
+    let wanted =
+        last.priority().class() == FetchClass::OnDemand && core.is_hurried() && !core.shared.line.is_asked();
+    let most = core.shared.line.idle().min(core.shared.settings.background.max_range);
     if !wanted || most == 0 {
         return Vec::new();
     }

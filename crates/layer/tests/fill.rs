@@ -3,50 +3,38 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use soci_layer::{BackgroundSettings, LayerReader, RangeRead, Settings};
+use soci_layer::{BackgroundSettings, RangeRead, Settings};
 use soci_oci::FetchErrorKind;
-use soci_ztoc::{SpanId, UncompressedOffset};
-use support::{Fault, Layer, Rig, Script, settings, soon, tar_of, until};
+use soci_ztoc::UncompressedOffset;
+use support::{Case, Fault, Layer, Rig, Script, settings, soon, tar_of, until};
 
 /// How long an answer takes: longer than the pause of readers that background work waits for.
 const ANSWER: Duration = Duration::from_millis(40);
-
-struct Case {
-    layer: Layer,
-    rig: Rig,
-    source: Arc<Script>,
-    reader: Arc<LayerReader>,
-}
 
 impl Case {
     fn new(background: BackgroundSettings) -> Self {
         let layer = Layer::gzip(tar_of(&[300_000; 10]), 64 << 10);
         let rig = Rig::new(Settings { read_ahead: 0, background, ..settings() });
-        let source = Script::far(layer.blob.clone(), ANSWER);
-        let reader = rig.open(&layer, &source);
-        Self { layer, rig, source, reader }
+        Self::open(layer, rig, ANSWER)
     }
 
-    async fn read(&self, span: u32) {
-        let part = self.layer.spans.uncompressed(SpanId(span));
-        let read = self.reader.read_at(part.start, 100, soon()).await.unwrap();
-        let from = usize::try_from(part.start.0).unwrap();
-        assert_eq!(read.into_bytes(), self.layer.tar[from..from + 100]);
-    }
-
-    /// Reads two spans, one right after the other. The layer is to be completed, which begins while the first is waited for.
-    async fn two_reads(&self) {
+    /// Reads a span. The layer is to be completed, which begins while that is waited for.
+    async fn first_read(&self) {
         self.source.gate(false);
         let begun = async {
             until("the first is asked for", || self.source.opened().len() == 1).await;
             self.reader.complete();
             self.source.gate(true);
         };
-        tokio::join!(self.read(5), begun);
-        self.read(30).await;
+        assert!(tokio::join!(self.read(5), begun).0);
+    }
+
+    /// Reads two spans so, one right after the other.
+    async fn two_reads(&self) {
+        self.first_read().await;
+        assert!(self.read(30).await);
     }
 
     /// Returns the first spans of the requests so far.
@@ -81,15 +69,9 @@ async fn what_fails_is_nobodys_error() {
     for _ in 0..3 {
         case.source.next(Fault::Refuse(FetchErrorKind::Unavailable));
     }
-    case.source.gate(false);
-    let begun = async {
-        until("the first is asked for", || case.source.opened().len() == 1).await;
-        case.reader.complete();
-        case.source.gate(true);
-    };
-    tokio::join!(case.read(5), begun);
+    case.first_read().await;
     until("others are asked for", || case.source.opened().len() > 3).await;
-    case.read(5).await;
+    assert!(case.read(5).await);
     until("the layer is complete", || case.reader.is_complete()).await;
     case.rig.quiet().await;
 }
@@ -121,16 +103,9 @@ async fn a_registry_that_does_not_answer_takes_no_room() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_ends_with_the_layer() {
-    let Case { rig, source, reader, layer } = Case::new(BackgroundSettings::default());
-    source.gate(false);
-    let part = layer.spans.uncompressed(SpanId(5));
-    let begun = async {
-        until("the first is asked for", || source.opened().len() == 1).await;
-        reader.complete();
-        source.gate(true);
-    };
-    let (read, ()) = tokio::join!(reader.read_at(part.start, 100, soon()), begun);
-    read.unwrap();
+    let case = Case::new(BackgroundSettings::default());
+    case.first_read().await;
+    let Case { rig, source, reader, .. } = case;
     source.gate(false);
     until("others are asked for", || source.opened().len() > 1).await;
     drop(reader);

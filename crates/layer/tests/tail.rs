@@ -7,21 +7,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use soci_layer::{BackgroundSettings, LayerPool, LayerReader, RangeRead, Settings};
+use soci_layer::{BackgroundSettings, LayerPool, Settings};
 use soci_ztoc::SpanId;
-use support::{Fault, Layer, Rig, Script, settings, soon, tar_of, until};
+use support::{Case, Fault, Layer, Rig, settings, tar_of, until};
 
 /// How long an answer takes: its bytes come much faster, so that the line seems to carry many in that time.
 const ANSWER: Duration = Duration::from_millis(30);
 /// Compressed bytes that a range takes along at most: those of two spans.
 const MOST: u64 = 40 << 10;
-
-struct Case {
-    layer: Layer,
-    rig: Rig,
-    source: Arc<Script>,
-    reader: Arc<LayerReader>,
-}
 
 impl Case {
     /// A layer far away whose background work does not begin, since a pull is under way.
@@ -31,16 +24,7 @@ impl Case {
         let pool = Arc::clone(&rig.pool);
         tokio::spawn(pulls(pool));
         until("pulls are under way", || rig.pool.gauges().waiting == 2).await;
-        let source = Script::far(layer.blob.clone(), ANSWER);
-        let reader = rig.open(&layer, &source);
-        Self { layer, rig, source, reader }
-    }
-
-    async fn read(&self, span: u32) -> bool {
-        let part = self.layer.spans.uncompressed(SpanId(span));
-        let read = self.reader.read_at(part.start, 100, soon()).await.unwrap();
-        let from = usize::try_from(part.start.0).unwrap();
-        read.into_bytes() == self.layer.tar[from..from + 100]
+        Self::open(layer, rig, ANSWER)
     }
 
     /// Returns the spans of the requests so far, half open.

@@ -17,9 +17,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use soci_layer::{CacheSettings, Gauges, LayerPool, LayerReader, LayerSpec, Meters, Settings, SpanCache};
+use soci_layer::{
+    CacheSettings, Gauges, LayerPool, LayerReader, LayerSpec, Meters, RangeRead, Settings, SpanCache,
+};
 use soci_oci::{BlobSource, BlobStream, Digest, FetchContext, FetchError, FetchErrorKind};
-use soci_ztoc::{BuildOptions, Compression, DecodeLimits, SpanTable, Ztoc, ZtocBuilder};
+use soci_ztoc::{BuildOptions, Compression, DecodeLimits, SpanId, SpanTable, Ztoc, ZtocBuilder};
 
 /// A layer in all its forms.
 pub struct Layer {
@@ -291,6 +293,30 @@ impl Rig {
     pub async fn quiet(&self) {
         until("nothing is in flight", || Gauges { layers: 0, ..self.pool.gauges() } == Gauges::default())
             .await;
+    }
+}
+
+/// A layer that is open and far away.
+pub struct Case {
+    pub layer: Layer,
+    pub rig: Rig,
+    pub source: Arc<Script>,
+    pub reader: Arc<LayerReader>,
+}
+
+impl Case {
+    pub fn open(layer: Layer, rig: Rig, answer: Duration) -> Self {
+        let source = Script::far(layer.blob.clone(), answer);
+        let reader = rig.open(&layer, &source);
+        Self { layer, rig, source, reader }
+    }
+
+    /// Reads the begin of a span. Whether it is what the layer has there.
+    pub async fn read(&self, span: u32) -> bool {
+        let part = self.layer.spans.uncompressed(SpanId(span));
+        let read = self.reader.read_at(part.start, 100, soon()).await.unwrap();
+        let from = usize::try_from(part.start.0).unwrap();
+        read.into_bytes() == self.layer.tar[from..from + 100]
     }
 }
 
